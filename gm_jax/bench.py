@@ -1,0 +1,181 @@
+"""Speed of the program on this machine, as a share of what its matrix products could reach."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+
+from gm_jax.config import Settings
+from gm_jax.env import core
+from gm_jax.env.types import Array, EnvParams, Market
+from gm_jax.mappo import learner
+from gm_jax.mappo.rollout import auto_reset
+from gm_jax.mappo.types import Config
+from gm_jax.report.policies import draw
+from gm_jax.run.progress import memory_bytes
+from gm_jax.run.setup import Setup, prepare
+from gm_jax.run.source import Source, load
+from gm_jax.systems import System
+
+
+REPEATS = 3  # training, environment and ceiling in turn, since machines drift
+ENV_STEPS = 1_000  # of every environment in one environment-only launch
+CEILING_ROWS = 4096
+
+
+def bench(system: System, settings: Settings, seconds: float) -> dict[str, Any]:
+    """Measure training, environment alone and the matmul ceiling in the same run.
+
+    Args:
+        system: whose team and networks.
+        settings: sizes and precision.
+        seconds: about how long to measure, after compiling.
+
+    Returns:
+        The figures of `bench --json`, medians of alternated repeats.
+    """
+    setup = prepare(system, settings, load(Source(market="planted"), settings, system.minutes))
+    one, compile_seconds, warm_seconds = _compile(setup)
+    key = jax.random.key(settings.seed)
+    state = learner.init_state(key, setup.market, setup.params, setup.config)
+    env = partial(env_only, market=setup.market, params=setup.params, config=setup.config)
+    matmul = _ceiling(settings)
+
+    share = seconds / (3 * REPEATS)
+    env_steps = settings.num_envs * ENV_STEPS
+    window_steps = settings.num_envs * setup.episode_length
+    state = jax.block_until_ready(one(state))
+    figures: dict[str, list[float]] = {"train": [], "env": [], "ceiling": []}
+    for _ in range(REPEATS):
+        figures["ceiling"].append(_rate(matmul.run, share) * matmul.flops)
+        figures["env"].append(_rate(lambda: env(key), share) * env_steps)
+        began, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - began < share:
+            state = jax.block_until_ready(one(state))
+            count += 1
+        figures["train"].append(count * window_steps / (time.perf_counter() - began))
+    median = {name: statistics.median(values) for name, values in figures.items()}
+    flops = flops_per_env_step(setup)
+    return {
+        "system": system.name,
+        "env_steps_per_second": median["train"],
+        "env_only_steps_per_second": median["env"],
+        "compile_seconds": compile_seconds,
+        "warm_start_seconds": warm_seconds,
+        "flops_per_env_step": flops,
+        "model_flops_per_second": flops * median["train"],
+        "matmul_ceiling_flops_per_second": median["ceiling"],
+        "model_flops_utilisation": flops * median["train"] / median["ceiling"],
+        "peak_memory_bytes": memory_bytes(),
+        "num_envs": settings.num_envs,
+        "hidden_sizes": list(settings.hidden_sizes),
+        "precision": settings.precision,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def flops_per_env_step(setup: Setup) -> int:
+    """Return the dense layers' floating-point operations per environment step.
+
+    A forward pass costs 2 · inputs · outputs per layer, a gradient three of them: once forward to
+    act, twice to value this state and the next, then forward and backward in every epoch.
+    """
+    config, features = setup.config, len(setup.settings.features)
+    agents, actions = len(setup.system.agents), len(setup.system.actions)
+    actor = agents * _dense(features + 1, config.hidden_sizes, actions)
+    if config.central:
+        critic = _dense(features + 3 + agents, config.hidden_sizes, agents)
+    else:
+        critic = agents * _dense(features + 1, config.hidden_sizes, 1)
+    return actor * (1 + 3 * config.num_epochs) + critic * (2 + 3 * config.num_epochs)
+
+
+def _dense(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
+    sizes = (inputs, *hidden, outputs)
+    return sum(2 * a * b for a, b in pairwise(sizes))
+
+
+def _compile(setup: Setup) -> tuple[Callable[[Any], Any], float, float]:
+    """Compile the training program cold, then again from the cache it left behind."""
+    arguments = (setup.market, setup.params, setup.hyper, setup.segments)
+    state = jax.eval_shape(
+        partial(learner.init_state, config=setup.config),
+        jax.random.key(0),
+        setup.market,
+        setup.params,
+    )
+    seconds = []
+    before = jax.config.values["jax_compilation_cache_dir"]
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        compilation_cache.reset_cache()
+        for _ in range(2):
+            jax.clear_caches()
+            began = time.perf_counter()
+            lowered = learner.train.lower(state, jnp.int32(1), *arguments, config=setup.config)
+            compiled = lowered.compile()
+            seconds.append(time.perf_counter() - began)
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+    return lambda s: compiled(s, jnp.int32(1), *arguments)[0], seconds[0], seconds[1]
+
+
+@partial(jax.jit, static_argnames="config")
+def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> Array:
+    """Step N environments with random legal actions, resets included; return a checksum."""
+    team = config.system.team
+    observe = jax.vmap(partial(core.observe, market=market, params=params, team=team))
+    advance = jax.vmap(partial(core.step, market=market, params=params, team=team))
+
+    def body(carry: Any, key: Array) -> tuple[Any, None]:
+        env, total = carry
+        obs = observe(env)
+        bits = jax.random.bits(key, (*obs.mask.shape[:2],), dtype=jnp.uint32)
+        env, outcome = advance(env, jax.vmap(draw)(bits, obs.mask))
+        done = outcome.terminated | outcome.truncated
+        total += obs.actor.sum() + obs.critic.sum() + outcome.reward.sum()
+        return (auto_reset(key, env, done, market, params, config), total), None
+
+    start = jax.vmap(core.reset, in_axes=(0, None, None, None))(
+        jax.random.split(key, config.num_envs), market, params, team
+    )
+    keys = jax.random.split(key, ENV_STEPS)
+    return jax.lax.scan(body, (start, jnp.float32(0)), keys)[0][1]
+
+
+class _Ceiling:
+    """The matrix product of the networks' widest layer, over and over."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        rows, self._times = CEILING_ROWS, 16
+        self.flops = self._times * 2 * rows * width * width
+        x = jax.random.normal(jax.random.key(0), (rows, width)).astype(dtype)
+        w = jax.random.normal(jax.random.key(1), (width, width)).astype(dtype) / width**0.5
+        product = jax.jit(
+            lambda x, w: jax.lax.fori_loop(0, self._times, lambda _, y: (y @ w).astype(dtype), x)
+        )
+        self.run = partial(product, x, w)
+
+
+def _ceiling(settings: Settings) -> _Ceiling:
+    dtype = jnp.bfloat16 if settings.precision == "bfloat16" else jnp.float32
+    return _Ceiling(max(settings.hidden_sizes), dtype)
+
+
+def _rate(call: Callable[[], Any], seconds: float) -> float:
+    """Return calls per second after one that is not counted."""
+    jax.block_until_ready(call())
+    began, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - began < seconds:
+        jax.block_until_ready(call())
+        count += 1
+    return count / (time.perf_counter() - began)

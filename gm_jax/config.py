@@ -1,0 +1,290 @@
+"""Settings: one flat, strictly read table per system; every number a user may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from gm_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one system; the defaults are the tactical ones.
+
+    `instrument` only labels the numbers beside it. Settings are plain data: `systems.System` holds
+    what is code, `env.types.EnvParams` and `mappo.types.Hyper` what the program traces.
+    """
+
+    # length of the run
+    num_episodes: int = 200  # iterations: one window in every environment each
+    episode_length: int = 1000  # bars a window
+    num_envs: int = 64
+    rollout_length: int = 125  # bars between two updates, divides episode_length
+    num_minibatches: int = 4
+    num_epochs: int = 4
+    validate_every: int = 10  # iterations
+    seed: int = 0
+
+    # networks
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    layer_norm: int = 0  # LayerNorm after that many first layers
+    critic: str = "central"  # central (MAPPO) or local (IPPO)
+    precision: str = "float32"  # of the matrix products: float32 or bfloat16
+
+    # learning
+    lr_actor: float = 3e-4
+    lr_critic: float = 1e-3
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_eps: float = 0.2
+    ent_coef: float = 0.003  # at the start, then linearly to
+    ent_coef_final: float = 0.0003
+    target_kl: float = 0.02
+    max_grad_norm: float = 0.5
+    value_loss: str = "huber"  # or squared
+    huber_delta: float = 10.0  # standard deviations of the return
+    value_norm_decay: float = 0.99  # per rollout
+
+    # data
+    features: tuple[str, ...] = (
+        "return_60",
+        "volatility_20",
+        "volume_10",
+        "momentum_5",
+        "rsi_14",
+        "price_sma_20",
+    )
+    split: tuple[float, ...] = (0.7, 0.15, 0.15)  # training, validation, test
+    purge_bars: int = 20
+    embargo_sessions: int = 1
+    market_bars: int = 100_000  # of a generated market
+    market_parameters: Mapping[str, float] = field(default_factory=dict)  # of a generated market
+
+    # instrument and account
+    instrument: str = "MNQ"
+    tick_points: float = 0.25
+    point_value_usd: float = 2.0
+    commission_usd: float = 0.75  # per contract and side
+    start_equity_usd: float = 100_000.0
+    lots_small: int = 1
+    lots_large: int = 3
+    max_contracts: int = 6
+    allow_short: bool = False
+    random_start: bool = True
+
+    # costs
+    spread_ticks_regular: int = 1  # 09:30-16:00 New York
+    spread_ticks_other: int = 2
+    impact: float = 0.5  # Y of Y · σ20 · √share
+
+    # limits
+    max_leverage: float = 3.0  # × equity
+    daily_loss: float = 0.03  # of the session's opening equity
+    max_drawdown: float = 0.25
+    ruin: float = 0.40  # of the start equity
+    maintenance_margin: float = 0.08  # of notional
+    stop_atr: float = 0.0  # distance in ATR14, 0 = off
+
+    # reward, weights of the terms beside the change of equity
+    reward_drawdown: float = 0.05
+    reward_shortfall: float = 0.1
+    risk_aversion: float = 0.0
+
+    # targets of the report
+    target_reward: float = 100.0  # bp a validation window
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use."""
+        for key, wanted in chain(_out_of_range(self), _at_odds(self)):
+            raise UserError(f"`{key}` is {getattr(self, key)!r}, expected {wanted}.")
+
+    def replace(self, **changes: Any) -> Settings:
+        """Return a checked copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON types."""
+        return {
+            k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v
+            for k, v in ((f.name, getattr(self, f.name)) for f in fields(self))
+        }
+
+
+_ABOVE_ZERO = (
+    *("num_episodes", "episode_length", "num_envs", "rollout_length", "num_minibatches"),
+    *("num_epochs", "validate_every", "lots_small", "max_contracts", "market_bars"),
+    *("lr_actor", "lr_critic", "clip_eps", "target_kl", "max_grad_norm", "huber_delta"),
+    *("tick_points", "point_value_usd", "start_equity_usd", "max_leverage"),
+)
+_NOT_NEGATIVE = (
+    *("ent_coef", "ent_coef_final", "purge_bars", "embargo_sessions", "commission_usd"),
+    *("spread_ticks_regular", "spread_ticks_other", "impact", "stop_atr", "risk_aversion"),
+    *("reward_drawdown", "reward_shortfall", "layer_norm"),
+)
+_SHARES = (
+    *("gamma", "gae_lambda", "value_norm_decay", "daily_loss", "max_drawdown", "ruin"),
+    "maintenance_margin",
+)
+_CHOICES = {
+    "critic": ("central", "local"),
+    "precision": ("float32", "bfloat16"),
+    "value_loss": ("huber", "squared"),
+}
+_LARGEST_ACCOUNT = 2**28 / 100  # USD; int32 cents leave room to grow eightfold
+
+
+def _out_of_range(s: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each key whose value no run could use, and what is expected of it."""
+    yield from ((k, "a number above 0") for k in _ABOVE_ZERO if not getattr(s, k) > 0)
+    yield from ((k, "a number not below 0") for k in _NOT_NEGATIVE if not getattr(s, k) >= 0)
+    yield from ((k, "a number from 0 to 1") for k in _SHARES if not 0 <= getattr(s, k) <= 1)
+    yield from (
+        (k, " or ".join(known)) for k, known in _CHOICES.items() if getattr(s, k) not in known
+    )
+    if not s.hidden_sizes or min(s.hidden_sizes) < 1:
+        yield "hidden_sizes", "a list of widths, e.g. [64,64]"
+    if not s.features:
+        yield "features", "at least one feature name"
+
+
+def _at_odds(s: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each key whose value does not go with the others."""
+    if s.layer_norm > len(s.hidden_sizes):
+        yield "layer_norm", f"at most the {len(s.hidden_sizes)} hidden layers"
+    if s.episode_length % s.rollout_length:
+        yield "rollout_length", f"a divisor of episode_length {s.episode_length}"
+    if s.num_envs * s.rollout_length % s.num_minibatches:
+        samples = s.num_envs * s.rollout_length
+        yield "num_minibatches", f"a divisor of num_envs × rollout_length = {samples}"
+    if len(s.split) != 3 or min(s.split) <= 0 or not math.isclose(sum(s.split), 1):
+        yield "split", "three shares above 0 that add up to 1, e.g. [0.7,0.15,0.15]"
+    if not s.lots_small <= s.lots_large <= s.max_contracts:
+        yield (
+            "lots_large",
+            f"between lots_small {s.lots_small} and max_contracts {s.max_contracts}",
+        )
+    if s.start_equity_usd > _LARGEST_ACCOUNT:
+        yield "start_equity_usd", f"at most {_LARGEST_ACCOUNT:,.0f}, money is int32 cents"
+    if not _is_whole(s.tick_points * s.point_value_usd * 100):
+        yield "point_value_usd", f"a tick of {s.tick_points} points worth whole cents"
+    if not _is_whole(s.commission_usd * 100):
+        yield "commission_usd", "whole cents"
+
+
+def _is_whole(x: float) -> bool:
+    return math.isclose(x, round(x), abs_tol=1e-9)
+
+
+# What a small machine can train in a minute or two; says so by its name.
+QUICK: dict[str, Any] = {
+    "num_episodes": 32,
+    "hidden_sizes": (64, 64),
+}
+
+
+def read_config(path: str | Path, system: str, base: Settings) -> Settings:
+    """Return `base` changed by the section `system` of a YAML file.
+
+    Raises:
+        UserError: unreadable file, unknown section or key, value of the wrong type.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"The config {path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not set(document) <= {"tactical", "strategic"}:
+        found = ", ".join(map(str, document)) if isinstance(document, dict) else repr(document)
+        raise UserError(
+            f"The config {path} has {found or 'nothing'} at the top, expected the sections "
+            "tactical and strategic."
+        )
+    section = document.get(system)
+    if not isinstance(section, dict):
+        raise UserError(f"The config {path} has no section `{system}`.")
+    return change(base, section, where=f"{path}, section {system}")
+
+
+def change(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
+    """Return `base` with changes whose values may still be text.
+
+    Raises:
+        UserError: unknown key (with the nearest known one) or a value of the wrong type.
+    """
+    hints = get_type_hints(Settings)
+    typed: dict[str, Any] = {}
+    market = dict(base.market_parameters)
+    for key, value in changes.items():
+        if key.startswith("market."):
+            market[key.removeprefix("market.")] = _typed(float, value, key, where)
+        elif key == "market_parameters" and isinstance(value, Mapping):
+            market |= {k: _typed(float, v, f"market.{k}", where) for k, v in value.items()}
+        elif key in hints and key != "market_parameters":
+            typed[key] = _typed(hints[key], value, key, where)
+        else:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(hints)}."
+            raise UserError(f"Unknown setting `{key}` ({where}).{hint}")
+    return base.replace(**typed, market_parameters=market)
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
+    """Split `key=value` arguments of the command line."""
+    pairs = [a.partition("=") for a in assignments]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise UserError(f"--set {key}{equals}{value}: expected key=value, e.g. lr_actor=1e-4.")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _typed(kind: Any, value: Any, key: str, where: str) -> Any:
+    """Convert text or a YAML value to the type of its setting, exactly or not at all."""
+    if get_origin(kind) is tuple:
+        items = _items(value) if isinstance(value, str) else value
+        if isinstance(items, (list, tuple)):
+            return tuple(_typed(get_args(kind)[0], x, key, where) for x in items)
+    elif kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    elif kind is str and isinstance(value, str):
+        return value
+    elif kind in (int, float) and not isinstance(value, bool):
+        found = _finite(value)
+        if found is not None and (kind is float or found == int(found)):
+            return kind(found)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    wanted = names.get(kind, "a list such as [64,64]")
+    raise UserError(f"`{key}` is {value!r}, expected {wanted} ({where}).")
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.strip("[]() ").split(",") if item.strip()]
+
+
+def _finite(value: Any) -> float | None:
+    """Read a number; YAML 1.1 takes 3e-4 for text, so text may be one."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def number(key: str, text: str) -> float:
+    """Read one number of the command line.
+
+    Raises:
+        UserError: it is none.
+    """
+    value: float = _typed(float, text, key, "--set")
+    return value

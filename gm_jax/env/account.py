@@ -1,0 +1,201 @@
+"""The account: an order fills at the next open, the position is marked at the next close.
+
+Everything is integer cents and ticks; only the impact passes through float32, one multiplication
+at a time, so that any IEEE machine gets the same cent.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from gm_jax.env.types import (
+    CLOSE,
+    DRAWDOWN,
+    FLAGS,
+    GAP,
+    HIGH,
+    HOLE,
+    LOW,
+    MARGIN_CALL,
+    OPEN,
+    OPEN_ACCOUNT,
+    REGULAR,
+    ROLL,
+    RUIN,
+    SESSION_START,
+    TRADED,
+    Array,
+    Bounds,
+    EnvParams,
+    Fill,
+    Market,
+    Order,
+    State,
+)
+
+
+def leverage_cap(equity: Array, price: Array, params: EnvParams) -> Array:
+    """Return the most contracts a new position may have: ⌊leverage · equity / notional⌋.
+
+    Args:
+        equity: cents.
+        price: ticks.
+        params: of the environment.
+    """
+    notional = (price * params.tick_cents).astype(jnp.float32)
+    cap = jnp.floor(params.max_leverage * equity.astype(jnp.float32) / notional)
+    return jnp.clip(cap, 0, params.max_contracts.astype(jnp.float32)).astype(jnp.int32)
+
+
+def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
+    """Return the positions that the limits admit: leverage stops increases, never forces a sale."""
+    cap = leverage_cap(state.equity, market.bars[state.t, CLOSE], params)
+    return Bounds(
+        low=jnp.where(params.allow_short, -jnp.maximum(cap, -state.position), 0),
+        high=jnp.maximum(cap, state.position),
+        flat=state.halted | (state.closed != OPEN_ACCOUNT),
+    )
+
+
+def order_cost(
+    contracts: Array, spread_ticks: Array, impact_ticks: Array, params: EnvParams
+) -> tuple[Array, Array, Array]:
+    """Return commission, half the spread and impact of one order in cents, each rounded up.
+
+    impact = ⌈Y · σ20 · √share · contracts⌉ with share = contracts · price / mean notional20.
+
+    Args:
+        contracts: size of the order, any sign.
+        spread_ticks: width of the spread.
+        impact_ticks: σ20 · √(price / mean notional20), ticks.
+        params: of the environment.
+
+    Source: square-root law of impact, Almgren et al. (2005).
+    """
+    size = jnp.abs(contracts)
+    commission = size * params.commission
+    spread = (size * spread_ticks * params.tick_cents + 1) // 2
+    quantity = size.astype(jnp.float32)
+    impact = jnp.ceil((params.impact * impact_ticks) * (quantity * jnp.sqrt(quantity)))
+    return commission, spread, impact.astype(jnp.int32)
+
+
+def stop_price(position: Array, fill: Array, atr: Array, params: EnvParams) -> Array:
+    """Return the stop of a position opened or enlarged at `fill` (ticks); 0 = none."""
+    distance = jnp.maximum(jnp.rint(params.stop_atr * atr), 1).astype(jnp.int32)
+    wanted = (params.stop_atr > 0) & (position != 0)
+    return jnp.where(wanted, fill - jnp.sign(position) * distance, 0)
+
+
+def advance(state: State, order: Order, market: Market, params: EnvParams) -> tuple[State, Fill]:
+    """Carry the account from the close of bar t to the close of bar t + 1.
+
+    1. The gap goes to the position held; at a roll it is nobody's and both sides' costs are paid.
+    2. A stop beyond which the bar opens fills at the open; the order then lapses.
+    3. Otherwise the order fills at the open, unless the bar has no volume or follows a hole.
+    4. A stop inside the bar fills at its price, as an order of its own.
+    5. What is left is marked at the close, then the limits are checked.
+    """
+    bar = market.bars[state.t + 1]
+    impact_ticks, atr = market.impact[state.t], market.atr[state.t]
+    flag = {
+        f: (bar[FLAGS] & f) != 0 for f in (TRADED, REGULAR, SESSION_START, ROLL, HOLE)
+    }  # bool each
+    spread_ticks = jnp.where(flag[REGULAR], params.spread_regular, params.spread_other)
+    held = state.position
+
+    gap = jnp.where(flag[ROLL], 0, bar[GAP])
+    stop = jnp.where(flag[ROLL] & (state.stop != 0), state.stop + bar[GAP], state.stop)
+    rolled = jnp.where(flag[ROLL], held, 0)
+
+    long = held > 0
+    gapped = (stop != 0) & flag[TRADED] & jnp.where(long, bar[OPEN] <= stop, bar[OPEN] >= stop)
+    filled = jnp.where(flag[TRADED] & ~flag[HOLE], order.trade, 0)
+    traded = jnp.where(gapped, -held, filled)
+    position = held + traded
+
+    grown = (jnp.abs(position) > jnp.abs(held)) | (position * held < 0)
+    stop = jnp.where(grown, stop_price(position, bar[OPEN], atr, params), stop)
+    stop = jnp.where(position == 0, 0, stop)
+    hit = jnp.where(position > 0, bar[LOW] <= stop, bar[HIGH] >= stop)
+    hit = hit & (stop != 0) & flag[TRADED]
+    stopped = jnp.where(hit, -position, 0)
+    exit_price = jnp.where(hit, stop, bar[CLOSE])
+    gross = (held * gap + position * (exit_price - bar[OPEN])) * params.tick_cents
+
+    orders = jnp.stack([rolled, rolled, traded, stopped])
+    items = order_cost(orders, spread_ticks, impact_ticks, params)
+    commission, spread, impact = (item.sum(dtype=jnp.int32) for item in items)
+    fill = Fill(
+        traded=jnp.where(gapped, 0, traded),
+        gross=gross,
+        commission=commission,
+        spread=spread,
+        impact=impact,
+        roll_cost=jnp.stack(items)[:, :2].sum(dtype=jnp.int32),
+        stopped=gapped | hit,
+    )
+    equity = state.equity + gross - fill.cost
+    position = position + stopped
+    session_equity = jnp.where(flag[SESSION_START], state.equity, state.session_equity)
+    state = state.replace(
+        t=state.t + 1,
+        steps=state.steps + 1,
+        position=position,
+        stop=jnp.where(position == 0, 0, stop),
+        equity=equity,
+        peak=jnp.maximum(state.peak, equity),
+        session_equity=session_equity,
+        halted=(state.halted & ~flag[SESSION_START])
+        | below(equity, session_equity, params.daily_loss),
+    )
+    return state.replace(closed=closing_reason(state, bar[CLOSE], params)), fill
+
+
+def below(equity: Array, reference: Array, loss: Array) -> Array:
+    """Return whether equity is under the reference (cents) less a share of it."""
+    return equity.astype(jnp.float32) < reference.astype(jnp.float32) * (1 - loss)
+
+
+def closing_reason(state: State, price: Array, params: EnvParams) -> Array:
+    """Return why the account takes no more risk (0 = it does); the first reason stays.
+
+    Ruin: equity ≤ ruin · start. Margin call: equity < margin · notional. Drawdown: equity below
+    (1 − limit) · peak.
+
+    Args:
+        state: account after marking.
+        price: its mark, ticks.
+        params: of the environment.
+    """
+    equity = state.equity.astype(jnp.float32)
+    notional = (jnp.abs(state.position) * price * params.tick_cents).astype(jnp.float32)
+    ruined = equity <= params.start_equity.astype(jnp.float32) * params.ruin
+    called = equity < params.maintenance_margin * notional
+    drawn = below(state.equity, state.peak, params.max_drawdown)
+    reason = jnp.select(
+        [ruined, called, drawn],
+        [jnp.int32(RUIN), jnp.int32(MARGIN_CALL), jnp.int32(DRAWDOWN)],
+        jnp.int32(OPEN_ACCOUNT),
+    )
+    return jnp.where(state.closed == OPEN_ACCOUNT, reason, state.closed)
+
+
+def close_out(state: State, market: Market, params: EnvParams) -> Fill:
+    """Return the fill that closes the position at the close of the last bar, with costs."""
+    bar = market.bars[state.t]
+    regular = (bar[FLAGS] & REGULAR) != 0
+    spread_ticks = jnp.where(regular, params.spread_regular, params.spread_other)
+    zero = jnp.zeros_like(state.position)
+    commission, spread, impact = order_cost(
+        state.position, spread_ticks, market.impact[state.t], params
+    )
+    return Fill(
+        traded=-state.position,
+        gross=zero,
+        commission=commission,
+        spread=spread,
+        impact=impact,
+        roll_cost=zero,
+        stopped=jnp.zeros_like(state.halted),
+    )

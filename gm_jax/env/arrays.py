@@ -1,0 +1,151 @@
+"""From bars on the host to market arrays on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from gm_jax.config import Settings
+from gm_jax.env.types import (
+    HOLE,
+    REGULAR,
+    ROLL,
+    SESSION_END,
+    SESSION_START,
+    TRADED,
+    EnvParams,
+    Market,
+)
+from gm_jax.errors import UserError
+from gm_jax.market import features
+from gm_jax.market.bars import Bars
+from gm_jax.market.calendar import regular_hours
+from gm_jax.market.split import clean_runs
+
+
+# what the simulator itself needs to know at a decision: for impact and for stops
+_SIMULATOR = ("change_std_20", "mean_notional_20", "atr_14")
+
+
+def warmup(names: Sequence[str]) -> int:
+    """Return the first bar at which every feature and every cost is known."""
+    return features.warmup((*names, *_SIMULATOR))
+
+
+def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tuple[int, int]:
+    """Return (episode_length, rollout_length) that fit the longest unbroken stretch of training.
+
+    Where the stretch is shorter than `episode_length`, windows shrink to the largest multiple of
+    `rollout_length` that fits, or to the stretch itself.
+    """
+    longest = int(clean_runs(bars, train).max())
+    if longest >= settings.episode_length:
+        return settings.episode_length, settings.rollout_length
+    if longest < 2:
+        raise UserError(
+            f"The training split {train} has no two bars in a row without a hole or a roll; "
+            "give a longer file."
+        )
+    if longest >= settings.rollout_length:
+        return longest - longest % settings.rollout_length, settings.rollout_length
+    return longest, longest
+
+
+def build_market(
+    bars: Bars, names: Sequence[str], train: tuple[int, int], episode_length: int, contract: int
+) -> Market:
+    """Return the market on the device, with the scaler fitted on the training bars alone.
+
+    Args:
+        bars: T bars.
+        names: F features, in the order of the networks' inputs.
+        train: half-open range of training bars.
+        episode_length: steps of a training window; none contains a hole or a roll.
+        contract: cents that one tick is worth at the largest position, for the range check.
+
+    Raises:
+        UserError: prices that int32 cents cannot carry.
+    """
+    columns = features.compute((*names, *_SIMULATOR), bars)
+    first = warmup(names)
+    columns[:first] = 0
+    values, (deviation, notional, atr) = columns[:, : len(names)], columns[:, len(names) :].T
+
+    ticks = {k: np.rint(getattr(bars, k) / bars.tick) for k in ("open", "high", "low", "close")}
+    if ticks["high"].max() * contract >= 2**31:
+        raise UserError(
+            f"The highest price {bars.high.max()} makes a position worth more than int32 cents "
+            "can hold; set a smaller max_contracts or point_value_usd."
+        )
+    gap = np.diff(ticks["open"], prepend=ticks["open"][:1])
+    gap[1:] = ticks["open"][1:] - ticks["close"][:-1]
+    opens = np.diff(bars.session, prepend=bars.session[:1] - 1) != 0
+    flags = (
+        TRADED * (bars.volume > 0)
+        + REGULAR * regular_hours(bars.time)
+        + SESSION_START * opens
+        + SESSION_END * np.append(opens[1:], True)
+        + ROLL * bars.roll
+        + HOLE * bars.hole
+    )
+    share = np.divide(bars.close, notional, out=np.zeros(len(bars)), where=notional > 0)
+    runs = clean_runs(bars, (max(train[0], first), train[1]))
+    starts = np.flatnonzero(runs >= episode_length)
+    scale = values[train[0] : train[1]].std(axis=0)
+    return Market(
+        bars=jnp.asarray(np.stack([*ticks.values(), gap, flags], axis=1), dtype=jnp.int32),
+        features=jnp.asarray(values, dtype=jnp.float32),
+        impact=jnp.asarray(deviation / bars.tick * np.sqrt(share), dtype=jnp.float32),
+        atr=jnp.asarray(atr / bars.tick, dtype=jnp.float32),
+        starts=jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
+        num_starts=jnp.asarray(len(starts), dtype=jnp.int32),
+        mean=jnp.asarray(values[train[0] : train[1]].mean(axis=0), dtype=jnp.float32),
+        scale=jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
+    )
+
+
+def env_params(settings: Settings, episode_length: int) -> EnvParams:
+    """Return the simulator's traced numbers in ticks, cents and contracts."""
+    cents = {
+        name: round(getattr(settings, f"{name}_usd") * 100)
+        for name in ("commission", "start_equity")
+    }
+    tick = tick_cents(settings)
+    integers = {
+        **cents,
+        "tick_cents": tick,
+        "spread_regular": settings.spread_ticks_regular,
+        "spread_other": settings.spread_ticks_other,
+        "lots_small": settings.lots_small,
+        "lots_large": settings.lots_large,
+        "max_contracts": settings.max_contracts,
+        "episode_length": episode_length,
+    }
+    reals = {
+        "impact": settings.impact * tick,
+        "max_leverage": settings.max_leverage,
+        "daily_loss": settings.daily_loss,
+        "max_drawdown": settings.max_drawdown,
+        "ruin": settings.ruin,
+        "maintenance_margin": settings.maintenance_margin,
+        "stop_atr": settings.stop_atr,
+        "risk_aversion": settings.risk_aversion,
+    }
+    weights = {
+        "drawdown": settings.reward_drawdown,
+        "shortfall": settings.reward_shortfall,
+    }
+    return EnvParams(
+        **{k: jnp.asarray(v, dtype=jnp.int32) for k, v in integers.items()},
+        **{k: jnp.asarray(v, dtype=jnp.float32) for k, v in reals.items()},
+        reward_weights={k: jnp.asarray(v, dtype=jnp.float32) for k, v in weights.items()},
+        allow_short=jnp.asarray(settings.allow_short),
+        random_start=jnp.asarray(settings.random_start),
+    )
+
+
+def tick_cents(settings: Settings) -> int:
+    """Return what one tick of one contract is worth, cents."""
+    return round(settings.tick_points * settings.point_value_usd * 100)

@@ -1,0 +1,156 @@
+"""The environment: reset, observe and step, pure functions over pytrees.
+
+An agent observes at the close of bar t, its order fills at the open of t + 1, the account is
+marked and the reward received at the close of t + 1. Everything here is for one environment;
+callers vmap.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from gm_jax.env import account, rewards
+from gm_jax.env.types import (
+    CLOSE,
+    MARGIN_CALL,
+    OPEN_ACCOUNT,
+    RUIN,
+    Array,
+    Bounds,
+    EnvParams,
+    Market,
+    Observation,
+    Order,
+    Outcome,
+    State,
+)
+
+
+class Team(Protocol):
+    """What a system's module of roles offers; `env/tactical.py` is one."""
+
+    AGENTS: tuple[str, ...]
+    ACTIONS: tuple[str, ...]
+    TERMS: dict[str, str]
+
+    def initial(self, params: EnvParams) -> Any:
+        """Return the controls at the start."""
+
+    def random(self, bits: Array, params: EnvParams) -> Any:
+        """Draw controls from their whole legal range, by [2] u32 random bits."""
+
+    def compose(self, state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:
+        """Turn [A] decisions into one order."""
+
+    def masks(self, state: State, bounds: Bounds, params: EnvParams) -> Array:
+        """Return [A, K] bool, the actions that could have an effect."""
+
+    def role_values(self, state: State, params: EnvParams) -> Array:
+        """Return [A] f32, what each agent sees of its own control."""
+
+    def stopped(self, controls: Any) -> Any:
+        """Return the controls after a stop."""
+
+    def follow(self, state: State, target: Array, params: EnvParams) -> Array:
+        """Return [A] actions that lead to a position of `target` contracts."""
+
+
+def start(t: Array, params: EnvParams, team: Team) -> State:
+    """Return a flat account with fresh controls at the close of bar t."""
+    zero = jnp.zeros_like(params.start_equity)
+    return State(
+        t=t,
+        steps=zero,
+        position=zero,
+        controls=team.initial(params),
+        stop=zero,
+        equity=params.start_equity,
+        peak=params.start_equity,
+        session_equity=params.start_equity,
+        halted=jnp.zeros_like(params.allow_short),
+        closed=zero,
+    )
+
+
+def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
+    """Return the start of a random training window.
+
+    With `random_start` position and controls come from the whole legal range, so that a long
+    backtest meets nothing new; a position so drawn was had at the close, free of charge.
+    """
+    bits = jax.random.bits(key, (4,), dtype=jnp.uint32)
+    window = (bits[0] % market.num_starts.astype(jnp.uint32)).astype(jnp.int32)
+    fresh = start(market.starts[window], params, team)
+    highest = params.max_contracts
+    lowest = jnp.where(params.allow_short, -highest, 0)
+    span = (highest - lowest + 1).astype(jnp.uint32)
+    position = lowest + (bits[1] % span).astype(jnp.int32)
+    price, atr = market.bars[fresh.t, CLOSE], market.atr[fresh.t]
+    drawn = fresh.replace(
+        position=position,
+        controls=team.random(bits[2:], params),
+        stop=account.stop_price(position, price, atr, params),
+    )
+    return jax.tree.map(lambda a, b: jnp.where(params.random_start, a, b), drawn, fresh)
+
+
+def observe(state: State, market: Market, params: EnvParams, team: Team) -> Observation:
+    """Return what the team sees at the close of bar t, and which actions are legal."""
+    features = (market.features[state.t] - market.mean) / market.scale
+    roles = team.role_values(state, params)
+    shared = jnp.broadcast_to(features, (len(team.AGENTS), features.shape[0]))
+    highest = params.max_contracts.astype(jnp.float32)
+    left = 1 - state.steps.astype(jnp.float32) / params.episode_length.astype(jnp.float32)
+    book = jnp.stack([state.position / highest, rewards.drawdown_of(state), left])
+    return Observation(
+        actor=jnp.concatenate([shared, roles[:, None]], axis=1),
+        critic=jnp.concatenate([features, book, roles]),
+        mask=team.masks(state, account.bounds(state, market, params), params),
+    )
+
+
+def step(
+    state: State, actions: Array, market: Market, params: EnvParams, team: Team
+) -> tuple[State, Outcome]:
+    """Carry one environment from the close of bar t to the close of bar t + 1.
+
+    Args:
+        state: at the close of bar t.
+        actions: [A] i32, one verb per agent, decided at the same time.
+        market: the bars.
+        params: of the environment.
+        team: how the decisions come to one order.
+
+    Returns:
+        The state before any reset, and what the step emits. Ruin and margin call terminate; the
+        end of the window and the drawdown limit truncate.
+    """
+    order = team.compose(state, actions, account.bounds(state, market, params), params)
+    after, fill = account.advance(state, order, market, params)
+    stopped = team.stopped(order.controls)
+    controls = jax.tree.map(lambda a, b: jnp.where(fill.stopped, a, b), stopped, order.controls)
+    after = after.replace(controls=controls)
+
+    shared = rewards.equity(state, after, params)
+    terms = {
+        "drawdown": rewards.drawdown(state, after),
+        "shortfall": rewards.shortfall(order, fill, market.bars[state.t + 1], params),
+    }
+    terms = {name: terms[name] for name in team.TERMS}
+    reward = jnp.full(len(team.AGENTS), shared - params.risk_aversion * shared**2)
+    for name, agent in team.TERMS.items():
+        weighted = params.reward_weights[name] * terms[name]
+        reward = reward.at[team.AGENTS.index(agent)].add(weighted)
+
+    terminated = (after.closed == RUIN) | (after.closed == MARGIN_CALL)
+    ended = (after.steps >= params.episode_length) | (after.closed != OPEN_ACCOUNT)
+    return after, Outcome(
+        reward=reward,
+        terms={"equity": shared, **terms},
+        terminated=terminated,
+        truncated=ended & ~terminated,
+        fill=fill,
+    )

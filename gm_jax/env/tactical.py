@@ -1,0 +1,140 @@
+"""The tactical team: direction, position limit and execution, decided at the same time.
+
+Controls are a desired position D and a limit L. In one step
+1. `risk`:      L := clip(L ± lots, 0, max)
+2. `tactical`:  D := clip(D ± lots, lo·L, L)       (lo = −1 with shorts, else 0)
+3. |p| > L: the excess is traded whatever execution says; R := D − p
+4. `execution`: with R's sign SMALL trades min(|R|, 1 lot), LARGE all of R; otherwise nothing.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+
+from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
+
+
+AGENTS: tuple[str, ...] = ("tactical", "risk", "execution")
+ACTIONS: tuple[str, ...] = ("HOLD", "BUY_SMALL", "BUY_LARGE", "SELL_SMALL", "SELL_LARGE")
+BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE = 1, 2, 3, 4
+# reward terms beside the shared change of equity, by the agent that receives them
+TERMS: dict[str, str] = {"drawdown": "risk", "shortfall": "execution"}
+
+
+class Controls(struct.PyTreeNode):
+    """What the team has decided so far, in contracts."""
+
+    desired: Array  # i32, D
+    limit: Array  # i32, L
+
+
+def initial(params: EnvParams) -> Controls:
+    """Return the controls at the start: nothing desired, the limit at its maximum."""
+    return Controls(jnp.zeros_like(params.max_contracts), params.max_contracts)
+
+
+def random(bits: Array, params: EnvParams) -> Controls:
+    """Draw controls from their whole legal range.
+
+    Args:
+        bits: [2] u32 random bits.
+        params: of the environment.
+    """
+    limit = uniform(bits[0], jnp.zeros_like(params.max_contracts), params.max_contracts)
+    low = jnp.where(params.allow_short, -limit, 0)
+    return Controls(uniform(bits[1], low, limit), limit)
+
+
+def uniform(bits: Array, low: Array, high: Array) -> Array:
+    """Draw a whole number from low to high, both included (i32), from 32 random bits."""
+    return low + (bits % (high - low + 1).astype(jnp.uint32)).astype(jnp.int32)
+
+
+def moves(params: EnvParams) -> Array:
+    """Return [K] i32, the contracts each verb stands for."""
+    small, large = params.lots_small, params.lots_large
+    return jnp.stack([jnp.zeros_like(small), small, large, -small, -large])
+
+
+def _desired(desired: Array, limit: Array, bounds: Bounds, params: EnvParams) -> Array:
+    """Clip a desired position to the team's limit and the account's bounds."""
+    low = jnp.maximum(jnp.where(params.allow_short, -limit, 0), bounds.low)
+    return jnp.clip(desired, low, jnp.minimum(limit, bounds.high))
+
+
+def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:
+    """Turn the three decisions into one order.
+
+    Args:
+        state: at the decision.
+        actions: [3] i32, in the order of AGENTS.
+        bounds: of the account.
+        params: of the environment.
+    """
+    tactical, risk, execution = moves(params)[actions]
+    position = state.position
+    limit = jnp.clip(state.controls.limit + risk, 0, params.max_contracts)
+    desired = _desired(state.controls.desired + tactical, limit, bounds, params)
+    desired = jnp.where(bounds.flat, 0, desired)
+    wanted = desired - position
+
+    excess = jnp.clip(position, -limit, limit) - position
+    chosen = jnp.where(execution * wanted > 0, jnp.abs(wanted), 0)
+    small = (actions[2] == BUY_SMALL) | (actions[2] == SELL_SMALL)
+    chosen = jnp.where(small, jnp.minimum(chosen, params.lots_small), chosen)
+    size = jnp.maximum(chosen, jnp.abs(excess))
+    trade = jnp.where(bounds.flat, wanted, jnp.sign(wanted) * size)
+    return Order(trade=trade, wanted=wanted, controls=Controls(desired, limit))
+
+
+def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
+    """Return [3, K] bool: which actions could have an effect, whatever the others choose.
+
+    Narrower limits only cut what the widest reachable one admits, so that one decides.
+    """
+    controls, position, move = state.controls, state.position, moves(params)
+    limits = jnp.clip(controls.limit + move, 0, params.max_contracts)
+    risk = limits != controls.limit
+
+    widest = jnp.minimum(controls.limit + params.lots_large, params.max_contracts)
+    desired = _desired(controls.desired + move, widest, bounds, params)
+    tactical = (desired != desired[0]) & ~bounds.flat
+
+    # reach of R upwards and downwards against what is traded anyway
+    excess = jnp.clip(position, -widest, widest) - position
+    up, down = desired[BUY_LARGE] - position, position - desired[SELL_LARGE]
+    lot = params.lots_small
+    reach = jnp.stack([jnp.minimum(up, lot), up, jnp.minimum(down, lot), down])
+    forced = jnp.stack([excess, excess, -excess, -excess])
+    execution = (reach > jnp.maximum(forced, 0)) & ~bounds.flat
+    execution = jnp.concatenate([jnp.ones_like(execution[:1]), execution])
+    return jnp.stack([tactical, risk, execution]).at[:, 0].set(True)
+
+
+def role_values(state: State, params: EnvParams) -> Array:
+    """Return [3] f32, what each agent sees of its own control, in units of the maximum."""
+    controls = state.controls
+    values = jnp.stack([controls.desired, controls.limit, controls.desired - state.position])
+    return values.astype(jnp.float32) / params.max_contracts.astype(jnp.float32)
+
+
+def stopped(controls: Controls) -> Controls:
+    """Return the controls after a stop: what is desired is what is held, nothing."""
+    return controls.replace(desired=jnp.zeros_like(controls.desired))
+
+
+def follow(state: State, target: Array, params: EnvParams) -> Array:
+    """Return [3] i32 actions that lead the position to `target` contracts as fast as verbs can.
+
+    Baselines and oracles act through this, so that lots, delay, limits and costs are the team's.
+    """
+    gap = target - state.controls.desired
+    verbs = moves(params)
+    large, small = jnp.abs(gap) >= params.lots_large, jnp.abs(gap) >= params.lots_small
+    buy = jnp.where(large, BUY_LARGE, jnp.where(small, BUY_SMALL, 0))
+    sell = jnp.where(large, SELL_LARGE, jnp.where(small, SELL_SMALL, 0))
+    tactical = jnp.where(gap > 0, buy, sell)
+    rest = state.controls.desired + verbs[tactical] - state.position
+    execution = jnp.where(rest > 0, BUY_LARGE, jnp.where(rest < 0, SELL_LARGE, 0))
+    return jnp.stack([tactical, jnp.zeros_like(tactical), execution]).astype(jnp.int32)

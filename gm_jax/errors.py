@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """Bad input met at the border: says what was found, what was expected and how to mend it.
+
+    The command line prints it in one or two lines and exits with status 2.
+    """

@@ -1,0 +1,1 @@
+"""Multi-agent PPO: networks, rollout, advantages, losses and the training program."""

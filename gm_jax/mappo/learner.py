@@ -1,0 +1,253 @@
+"""MAPPO: rollout, advantages, epochs of minibatches, validation: one compiled program.
+
+`train` is the table of contents. The host calls it, logs and saves; nothing else leaves the device.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gm_jax.env import core
+from gm_jax.env.types import Array, EnvParams, Market
+from gm_jax.mappo import loss, networks, value_norm
+from gm_jax.mappo.gae import gae
+from gm_jax.mappo.rollout import collect, critic_input
+from gm_jax.mappo.types import (
+    Batch,
+    Best,
+    Config,
+    Hyper,
+    Metrics,
+    Networks,
+    TrainState,
+    Transition,
+)
+from gm_jax.mappo.validation import Segments, segment_score
+
+
+@partial(jax.jit, static_argnames="config")
+def init_state(key: Array, market: Market, params: EnvParams, config: Config) -> TrainState:
+    """Return fresh networks, optimisers and environments."""
+    key, actor_key, critic_key, env_key = jax.random.split(key, 4)
+    team, agents = config.system.team, len(config.system.agents)
+    env = jax.vmap(core.reset, in_axes=(0, None, None, None))(
+        jax.random.split(env_key, config.num_envs), market, params, team
+    )
+    obs = core.observe(jax.tree.map(lambda x: x[0], env), market, params, team)
+    actor = networks.init(
+        actor_key, networks.actor_network(config), obs.actor.shape[-1], copies=agents
+    )
+    critic = networks.init(
+        critic_key,
+        networks.critic_network(config),
+        critic_input(obs, config).shape[-1],
+        copies=1 if config.central else agents,
+    )
+    team_networks = Networks(actor, critic, value_norm.init(agents))
+    return TrainState(
+        networks=team_networks,
+        actor_opt=jax.vmap(optax.scale_by_adam().init)(actor),
+        critic_opt=jax.vmap(optax.scale_by_adam().init)(critic),
+        env=env,
+        key=key,
+        update=jnp.int32(0),
+        iteration=jnp.int32(0),
+        best=Best(
+            networks=jax.tree.map(jnp.copy, team_networks),
+            score=jnp.float32(-jnp.inf),
+            sharpe=jnp.float32(jnp.nan),
+            iteration=jnp.int32(0),
+        ),
+    )
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="state")
+def train(
+    state: TrainState,
+    iterations: Array,
+    market: Market,
+    params: EnvParams,
+    hyper: Hyper,
+    segments: Segments,
+    config: Config,
+) -> tuple[TrainState, Metrics]:
+    """Run `iterations` iterations (at most config.interval).
+
+    Args:
+        state: donated.
+        iterations: [] i32.
+        market: bars on the device.
+        params: of the environment.
+        hyper: of the learner.
+        segments: of the validation split.
+        config: static.
+
+    Returns:
+        The state and the metrics, each [config.interval, ...]; rows past `iterations` are zero.
+    """
+    one = partial(
+        iterate, market=market, params=params, hyper=hyper, segments=segments, config=config
+    )
+    rows = jax.tree.map(
+        lambda x: jnp.zeros((config.interval, *x.shape), x.dtype), jax.eval_shape(one, state)[1]
+    )
+
+    def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, rows = carry
+        state, row = one(state)
+        return state, jax.tree.map(lambda r, x: r.at[i].set(x), rows, row)
+
+    return jax.lax.fori_loop(0, iterations, body, (state, rows))
+
+
+def iterate(
+    state: TrainState,
+    market: Market,
+    params: EnvParams,
+    hyper: Hyper,
+    segments: Segments,
+    config: Config,
+) -> tuple[TrainState, Metrics]:
+    """Play one window in every environment with an update after each rollout, then validate."""
+
+    def rollout_and_update(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+        return update(state, market, params, hyper, config)
+
+    state, metrics = jax.lax.scan(rollout_and_update, state, None, length=config.num_rollouts)
+    ratio_error = metrics.pop("ratio_error").max(0)
+    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    state = state.replace(iteration=state.iteration + 1)
+    due = (state.iteration % hyper.validate_every == 0) | (state.update >= hyper.num_updates)
+    score, sharpe = jax.lax.cond(
+        due,
+        lambda: segment_score(state.networks.actor, market, params, segments, config),
+        lambda: (jnp.float32(jnp.nan), jnp.float32(jnp.nan)),
+    )
+    better = due & (score > state.best.score)
+    candidate = Best(state.networks, score, sharpe, state.iteration)
+    best = jax.tree.map(partial(jnp.where, better), candidate, state.best)
+    metrics |= {"ratio_error": ratio_error, "selection_score": score, "validation_sharpe": sharpe}
+    return state.replace(best=best), metrics
+
+
+def update(
+    state: TrainState, market: Market, params: EnvParams, hyper: Hyper, config: Config
+) -> tuple[TrainState, Metrics]:
+    """Collect one rollout and learn from it."""
+    key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+    env, rollout = collect(state, rollout_key, market, params, config)
+    batch, returns = prepare(state.networks, rollout, hyper, config)
+    learned, metrics = learn(state, batch, shuffle_key, hyper, config)
+    norm = value_norm.update(state.networks.value_norm, returns, hyper.value_norm_decay)
+    state = learned.replace(
+        networks=learned.networks.replace(value_norm=norm),
+        env=env,
+        key=key,
+        update=state.update + 1,
+    )
+    window = config.rollout_length * config.num_rollouts
+    metrics |= {
+        "reward": rollout.reward.mean((0, 1)) * window,
+        "terms": jax.tree.map(lambda x: x.mean() * window, rollout.terms),
+        "terminated": rollout.terminated.mean(dtype=jnp.float32),
+        "cost_usd": rollout.cost.astype(jnp.float32).mean() * window / 100,
+    }
+    return state, metrics
+
+
+def prepare(
+    nets: Networks, rollout: Transition, hyper: Hyper, config: Config
+) -> tuple[Batch, Array]:
+    """Return the rollout as a flat batch with advantages and targets, and the returns in bp."""
+    norm = nets.value_norm
+    value = networks.values(config, nets.critic, rollout.critic)
+    next_value = networks.values(config, nets.critic, rollout.next_critic)
+    advantage, returns = gae(
+        rollout.reward,
+        value_norm.denormalise(norm, value),
+        value_norm.denormalise(norm, next_value),
+        rollout.terminated[..., None],
+        rollout.truncated[..., None],
+        hyper.gamma,
+        hyper.gae_lambda,
+    )
+    centred = advantage - advantage.mean((0, 1))
+    batch = Batch(
+        actor=rollout.actor,
+        critic=rollout.critic,
+        mask=rollout.mask,
+        action=rollout.action,
+        log_prob=rollout.log_prob,
+        advantage=centred / (advantage.std((0, 1)) + 1e-8),
+        value=value,
+        target=value_norm.normalise(norm, returns),
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), returns
+
+
+def learn(
+    state: TrainState, batch: Batch, key: Array, hyper: Hyper, config: Config
+) -> tuple[TrainState, Metrics]:
+    """Run the epochs of minibatches; an agent past the target KL keeps its policy for the rest."""
+    size = batch.action.shape[0]
+    progress = state.update.astype(jnp.float32) / hyper.num_updates
+    anneal = jnp.maximum(1 - progress, 0)
+    ent_coef = hyper.ent_coef_final + (hyper.ent_coef - hyper.ent_coef_final) * anneal
+
+    def minibatch(carry: Any, part: Batch) -> tuple[Any, Metrics]:
+        state, stopped = carry
+        nets = state.networks
+        actor_grad, actor_metrics = jax.grad(loss.actor_loss, has_aux=True)(
+            nets.actor, part, ent_coef, hyper, config
+        )
+        critic_grad, critic_metrics = jax.grad(loss.critic_loss, has_aux=True)(
+            nets.critic, part, hyper, config
+        )
+        stopped = stopped | (actor_metrics["approx_kl"] > hyper.target_kl)
+        actor, actor_opt = _adam(
+            actor_grad, state.actor_opt, nets.actor, hyper.lr_actor * anneal, hyper
+        )
+        critic, critic_opt = _adam(
+            critic_grad, state.critic_opt, nets.critic, hyper.lr_critic * anneal, hyper
+        )
+        keep = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s), old, new))
+        state = state.replace(
+            networks=nets.replace(actor=keep(stopped, nets.actor, actor), critic=critic),
+            actor_opt=keep(stopped, state.actor_opt, actor_opt),
+            critic_opt=critic_opt,
+        )
+        metrics = {**actor_metrics, **critic_metrics, "stopped": stopped.astype(jnp.float32)}
+        return (state, stopped), metrics
+
+    def epoch(carry: Any, key: Array) -> tuple[Any, Metrics]:
+        order = jax.random.permutation(key, size).reshape(config.num_minibatches, -1)
+        return jax.lax.scan(lambda c, rows: minibatch(c, _take(batch, rows)), carry, order)
+
+    stopped = jnp.zeros(len(config.system.agents), dtype=bool)
+    keys = jax.random.split(key, config.num_epochs)
+    (state, _), metrics = jax.lax.scan(epoch, (state, stopped), keys)
+    first = metrics["ratio_error"][0, 0]
+    metrics = jax.tree.map(lambda x: x.mean((0, 1)), metrics)
+    return state, metrics | {"ratio_error": first}
+
+
+def _take(batch: Batch, rows: Array) -> Batch:
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def _adam(grads: Any, opt: Any, params: Any, rate: Array, hyper: Hyper) -> tuple[Any, Any]:
+    """Take one Adam step per network of the stack, each clipped by its own global norm."""
+    rule = optax.chain(
+        optax.clip_by_global_norm(hyper.max_grad_norm), optax.scale_by_adam(eps=1e-5)
+    )
+
+    def one(grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
+        steps, (_, opt) = rule.update(grads, (optax.EmptyState(), opt), params)
+        return optax.apply_updates(params, jax.tree.map(lambda s: -rate * s, steps)), opt
+
+    return jax.vmap(one)(grads, opt, params)

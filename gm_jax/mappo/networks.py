@@ -1,0 +1,106 @@
+"""Actors and critics: plain MLPs, parameters stacked over agents, applied with vmap."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gm_jax.env.types import Array
+from gm_jax.mappo.types import Config
+
+
+# Masked logits: large and finite, since −inf · 0 gives NaN gradients.
+ILLEGAL = -1e9
+
+
+class MLP(nn.Module):
+    """Hidden layers of ReLU, LayerNorm before the activation of the first few, linear output."""
+
+    hidden_sizes: tuple[int, ...]
+    outputs: int
+    output_scale: float  # of the orthogonal initialisation
+    layer_norm: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map [..., O] to [..., outputs] f32."""
+        hidden = nn.initializers.orthogonal(2**0.5)
+        for layer, width in enumerate(self.hidden_sizes):
+            x = nn.Dense(width, kernel_init=hidden, dtype=self.dtype)(x)
+            if layer < self.layer_norm:
+                x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
+            x = nn.relu(x)
+        output = nn.initializers.orthogonal(self.output_scale)
+        return nn.Dense(self.outputs, kernel_init=output, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def actor_network(config: Config) -> MLP:
+    """Return the network of one actor: [O] → [K] logits."""
+    return _mlp(config, len(config.system.actions), 0.01)
+
+
+def critic_network(config: Config) -> MLP:
+    """Return one critic: central [G] → [A] values, local [O] → [1]."""
+    return _mlp(config, len(config.system.agents) if config.central else 1, 1.0)
+
+
+def _mlp(config: Config, outputs: int, output_scale: float) -> MLP:
+    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
+    return MLP(config.hidden_sizes, outputs, output_scale, config.layer_norm, dtype)
+
+
+def init(key: Array, network: MLP, inputs: int, copies: int) -> Any:
+    """Return parameters of `copies` networks, stacked on a leading axis."""
+    keys = jax.random.split(key, copies)
+    return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
+
+
+def masked_logits(config: Config, params: Any, obs: Array, mask: Array) -> Array:
+    """Return [..., A, K] logits of every actor, illegal actions at a large negative value.
+
+    Args:
+        config: of the program.
+        params: leaves [A, …].
+        obs: [..., A, O] f32.
+        mask: [..., A, K] bool.
+    """
+    logits = _stacked(actor_network(config), params, obs)
+    return jnp.where(mask, logits, ILLEGAL)
+
+
+def values(config: Config, params: Any, inputs: Array) -> Array:
+    """Return [..., A] normalised values.
+
+    Args:
+        config: of the program.
+        params: leaves [C, …].
+        inputs: [..., G] for the central critic, [..., A, O] for local ones.
+    """
+    network = critic_network(config)
+    if config.central:
+        return cast(Array, network.apply(jax.tree.map(lambda x: x[0], params), inputs))
+    return _stacked(network, params, inputs)[..., 0]
+
+
+def _stacked(network: MLP, params: Any, inputs: Array) -> Array:
+    """Apply each agent's copy to its own inputs: leaves [A, …] and [..., A, O] → [..., A, K]."""
+    apply = jax.vmap(network.apply, in_axes=(0, -2), out_axes=-2)
+    return cast(Array, apply(params, inputs))
+
+
+def log_probs(logits: Array, action: Array) -> tuple[Array, Array]:
+    """Return log π(action) and the entropy over legal actions.
+
+    Args:
+        logits: [..., K] masked.
+        action: [...] i32.
+    """
+    logp = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(logp, action[..., None], axis=-1)[..., 0]
+    legal = logits > ILLEGAL / 2
+    entropy = -jnp.sum(jnp.where(legal, jnp.exp(logp) * logp, 0), axis=-1)
+    return chosen, entropy

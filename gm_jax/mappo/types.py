@@ -1,0 +1,121 @@
+"""The learner's nouns.
+
+Letters: N environments, H rollout steps, A agents, K actions, C critics (1 central, A local).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import struct
+
+from gm_jax.env.types import Array, State
+from gm_jax.systems import System
+
+
+@dataclass(frozen=True)
+class Config:
+    """What shapes the program: static and hashable."""
+
+    system: System
+    num_envs: int
+    rollout_length: int
+    num_rollouts: int  # updates an iteration
+    num_minibatches: int
+    num_epochs: int
+    hidden_sizes: tuple[int, ...]
+    layer_norm: int
+    central: bool
+    bfloat16: bool
+    huber: bool
+    interval: int  # most iterations one call of the program runs
+
+
+class Hyper(struct.PyTreeNode):
+    """What the program traces: change or vmap it without recompiling; all f32 scalars."""
+
+    lr_actor: Array
+    lr_critic: Array
+    gamma: Array
+    gae_lambda: Array
+    clip_eps: Array
+    ent_coef: Array
+    ent_coef_final: Array
+    target_kl: Array
+    max_grad_norm: Array
+    huber_delta: Array
+    value_norm_decay: Array
+    num_updates: Array  # planned for the whole run: learning rates and entropy anneal over it
+    validate_every: Array  # i32, iterations
+
+
+class ValueNorm(struct.PyTreeNode):
+    """Running mean and square of returns, debiased on use."""
+
+    mean: Array  # [A] f32
+    square: Array  # [A] f32
+    weight: Array  # [] f32, share of the estimate that is not its zero start
+
+
+class Networks(struct.PyTreeNode):
+    """Parameters of a team."""
+
+    actor: Any  # leaves [A, …]
+    critic: Any  # leaves [C, …]
+    value_norm: ValueNorm
+
+
+class Best(struct.PyTreeNode):
+    """The networks that scored best on validation."""
+
+    networks: Networks
+    score: Array  # f32, −inf before the first validation
+    sharpe: Array  # f32, NaN where the score is not a Sharpe ratio
+    iteration: Array  # i32
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything a run carries; donated, and saved whole."""
+
+    networks: Networks
+    actor_opt: Any  # leaves [A, …]
+    critic_opt: Any  # leaves [C, …]
+    env: State  # leaves [N]
+    key: Array
+    update: Array  # i32
+    iteration: Array  # i32
+    best: Best
+
+
+class Transition(struct.PyTreeNode):
+    """One step of every environment; H-stacked it is the rollout."""
+
+    actor: Array  # [H, N, A, O] f32
+    critic: Array  # [H, N, G] f32, or what the local critics see
+    next_critic: Array  # [H, N, G] f32, of the real next state, before any reset
+    mask: Array  # [H, N, A, K] bool
+    action: Array  # [H, N, A] i32
+    log_prob: Array  # [H, N, A] f32
+    reward: Array  # [H, N, A] f32, bp
+    terminated: Array  # [H, N] bool
+    truncated: Array  # [H, N] bool
+    terms: dict[str, Array]  # [H, N] f32, bp
+    cost: Array  # [H, N] i32, cents
+
+
+class Batch(struct.PyTreeNode):
+    """What the losses need, one row per environment step."""
+
+    actor: Array  # [B, A, O]
+    critic: Array  # [B, G]
+    mask: Array  # [B, A, K]
+    action: Array  # [B, A]
+    log_prob: Array  # [B, A]
+    advantage: Array  # [B, A], normalised per agent
+    value: Array  # [B, A], normalised units
+    target: Array  # [B, A], normalised units
+
+
+Metrics = dict[str, jax.Array]

@@ -1,0 +1,1 @@
+"""Market data: files and generated worlds in, bars, features and device arrays out."""

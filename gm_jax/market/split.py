@@ -1,0 +1,97 @@
+"""Training, validation and test: cut at session borders, purged and embargoed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gm_jax.config import Settings
+from gm_jax.errors import UserError
+from gm_jax.market.bars import Bars
+
+
+@dataclass(frozen=True)
+class Split:
+    """Half-open ranges of bars; nothing lies in two of them."""
+
+    train: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+
+    def __getitem__(self, name: str) -> tuple[int, int]:
+        """Return the range of `train`, `validation`, `test`, or from first to last: `all`."""
+        if name == "all":
+            return self.train[0], self.test[1]
+        return getattr(self, name)
+
+
+def split_bars(bars: Bars, settings: Settings, warmup: int) -> Split:
+    """Cut the usable bars at session borders into training, validation and test.
+
+    Between two parts `embargo_sessions` sessions are left out, and training loses its last
+    `purge_bars` bars beside, so that no outcome reaches from one part into the next.
+
+    Args:
+        bars: the whole history.
+        settings: `split`, `purge_bars`, `embargo_sessions`.
+        warmup: first bar at which every feature is known.
+
+    Raises:
+        UserError: too few sessions for one in each part.
+    """
+    edges = np.append(session_starts(bars), len(bars))
+    edges = np.unique(np.maximum(edges, warmup))  # sessions with a usable bar
+    sessions, embargo = len(edges) - 1, settings.embargo_sessions
+    usable = sessions - 2 * embargo
+    if usable < 3:
+        raise UserError(
+            f"Found {sessions} sessions after {warmup} bars of warm-up, expected at least "
+            f"{3 + 2 * embargo} (one each to train, validate and test, and the embargo between "
+            "them); give a longer file or set embargo_sessions=0."
+        )
+    validation, test = (max(1, round(share * usable)) for share in settings.split[1:])
+    train = max(1, usable - validation - test)
+    validation = usable - train - test
+    first_validation = train + embargo
+    first_test = first_validation + validation + embargo
+    return Split(
+        train=(int(edges[0]), int(edges[train]) - settings.purge_bars),
+        validation=(int(edges[first_validation]), int(edges[first_validation + validation])),
+        test=(int(edges[first_test]), int(edges[first_test + test])),
+    )
+
+
+def session_starts(bars: Bars) -> np.ndarray:
+    """Return the index of the first bar of each session."""
+    return np.flatnonzero(np.diff(bars.session, prepend=bars.session[:1] - 1))
+
+
+def clean_runs(bars: Bars, span: tuple[int, int]) -> np.ndarray:
+    """Return [T] i64: for each bar, how many steps can follow inside the span without break.
+
+    A hole or a roll between two bars breaks; outside the span the figure is −1.
+    """
+    steps = np.full(len(bars), -1, dtype=np.int64)
+    first, end = span
+    broken = (bars.hole | bars.roll)[first:end]
+    index = np.arange(first, end)
+    # the last bar before the next break, for each bar
+    last = np.where(np.append(broken[1:], True), index, end)
+    last = np.minimum.accumulate(last[::-1])[::-1]
+    steps[first:end] = last - index
+    return steps
+
+
+def segments(bars: Bars, span: tuple[int, int], most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a span at session borders into at most `most` parallel segments of whole sessions.
+
+    Returns:
+        First bars and numbers of steps, [S] i32 each; a segment ends at its last session's close.
+    """
+    starts = session_starts(bars)
+    starts = starts[(starts >= span[0]) & (starts < span[1])]
+    groups = np.array_split(starts, min(most, len(starts)))
+    first = np.array([group[0] for group in groups])
+    end = np.append(first[1:], span[1])
+    return first.astype(np.int32), (end - first - 1).astype(np.int32)

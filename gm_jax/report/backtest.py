@@ -1,0 +1,205 @@
+"""Backtest: one account that runs through its whole split, holes and rolls included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gm_jax.env import account, core
+from gm_jax.env.core import Team
+from gm_jax.env.types import Array, EnvParams, Fill, Market, State
+from gm_jax.market.bars import Bars
+from gm_jax.report.policies import Policy
+
+
+_CHUNK = 4096  # spans are padded to whole chunks, so that few lengths need a compilation
+CLOSED = ("", "drawdown limit", "ruin", "margin call")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What one account did, a row per bar of its span; money in cents.
+
+    A row holds the account at the bar's close, the decisions taken then, and what came of them by
+    the next close (for the last row: closing the position at that close).
+    """
+
+    time: np.ndarray  # [n] i64, ns UTC
+    session: np.ndarray  # [n] i64
+    actions: np.ndarray  # [n, A] i32
+    position: np.ndarray  # [n] i32, contracts
+    target: np.ndarray  # [n] i32, the position that the order aims at
+    equity: np.ndarray  # [n] i64, at the close
+    gross: np.ndarray  # [n] i64
+    commission: np.ndarray  # [n] i64
+    spread: np.ndarray  # [n] i64
+    impact: np.ndarray  # [n] i64
+    roll_cost: np.ndarray  # [n] i64, of which
+    traded: np.ndarray  # [n] i32, contracts, orders and stops together
+    closed: np.ndarray  # [n] i32, why the account takes no more risk
+    start_equity: int
+    final_equity: int
+
+    @property
+    def cost(self) -> np.ndarray:
+        """All costs, [n] cents."""
+        return self.commission + self.spread + self.impact
+
+    def closed_by(self) -> tuple[str, int] | None:
+        """Return why and in which row the account was closed early, if it was."""
+        rows = np.flatnonzero(self.closed)
+        return (CLOSED[self.closed[rows[0]]], int(rows[0])) if len(rows) else None
+
+    def check(self) -> Ledger:
+        """Return the ledger if start + gross − costs = equity holds on every row, to the cent.
+
+        Raises:
+            OverflowError: it does not: the account left the range of int32 cents.
+        """
+        equity = self.start_equity + np.cumsum(self.gross - self.cost)
+        if not np.array_equal(equity[:-1], self.equity[1:]) or equity[-1] != self.final_equity:
+            raise OverflowError(
+                "The ledger does not add up: the account left the range of int32 cents "
+                "($21 million). Set a smaller start_equity_usd or max_contracts."
+            )
+        return self
+
+
+def backtest(
+    policy: Policy,
+    data: Any,
+    bars: Bars,
+    span: tuple[int, int],
+    market: Market,
+    params: EnvParams,
+    team: Team,
+) -> Ledger:
+    """Run one account through the span and close it at the last close, with costs.
+
+    Args:
+        policy: what decides, see policies.py.
+        data: its pytree.
+        bars: the history, for times and sessions.
+        span: half-open range of bars; the first decision is taken at its first close.
+        market: the same bars on the device.
+        params: of the environment.
+        team: how decisions become orders.
+    """
+    first, count = span[0], span[1] - span[0]
+    length = -(-count // _CHUNK) * _CHUNK
+    run = partial(_run, policy, team, length)
+    rows, final = jax.device_get(run(data, jnp.int32(first), jnp.int32(count), market, params))
+    return _ledger(jax.tree.map(lambda x: x[:count], rows), final, bars[slice(*span)], params)
+
+
+def backtest_many(
+    policy: Policy,
+    data: Any,
+    axes: Any,
+    span: tuple[int, int],
+    market: Market,
+    params: EnvParams,
+    team: Team,
+) -> np.ndarray:
+    """Return the equity of many accounts at each close, [M, n] cents, one per row of `data`.
+
+    Args:
+        policy: what decides.
+        data: its pytree, with a leading axis where `axes` says 0.
+        axes: as `in_axes` of vmap.
+        span: half-open range of bars.
+        market: bars on the device.
+        params: of the environment.
+        team: how decisions become orders.
+    """
+    count = span[1] - span[0]
+    one = partial(_equity, policy, team, count)
+    run = jax.jit(jax.vmap(one, in_axes=(axes, None, None, None)))
+    return np.asarray(run(data, jnp.int32(span[0]), market, params))
+
+
+def _equity(
+    policy: Policy,
+    team: Team,
+    count: int,
+    data: Any,
+    first: Array,
+    market: Market,
+    params: EnvParams,
+) -> Array:
+    def body(state: State, _: None) -> tuple[State, Array]:
+        actions = policy(data, state, market, params, team)
+        after = core.step(state, actions, market, params, team)[0]
+        return after, after.equity
+
+    state = core.start(first, params, team)
+    _, equity = jax.lax.scan(body, state, None, length=count - 1)
+    return jnp.concatenate([state.equity[None], equity])
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(
+    policy: Policy,
+    team: Team,
+    length: int,
+    data: Any,
+    first: Array,
+    count: Array,
+    market: Market,
+    params: EnvParams,
+) -> tuple[dict[str, Any], Array]:
+    """Scan `length` bars, of which `count` count; return the rows and the final equity."""
+
+    def body(state: State, i: Array) -> tuple[State, dict[str, Any]]:
+        actions = policy(data, state, market, params, team)
+        bounds = account.bounds(state, market, params)
+        order = team.compose(state, actions, bounds, params)
+        after, outcome = core.step(state, actions, market, params, team)
+        last = i >= count - 1
+        fill: Fill = jax.tree.map(
+            lambda a, b: jnp.where(last, a, b),
+            account.close_out(state, market, params),
+            outcome.fill,
+        )
+        row = {
+            "actions": actions,
+            "position": state.position,
+            "target": state.position + order.trade,
+            "equity": state.equity,
+            "fill": fill,
+            "after": jnp.where(last, 0, after.position),
+            "closed": state.closed,
+        }
+        return jax.tree.map(lambda a, b: jnp.where(last, a, b), state, after), row
+
+    state, rows = jax.lax.scan(body, core.start(first, params, team), jnp.arange(length))
+    return rows, state.equity - account.close_out(state, market, params).cost
+
+
+def _ledger(rows: dict[str, Any], final: np.ndarray, bars: Bars, params: EnvParams) -> Ledger:
+    fill = rows["fill"]
+    wide = {
+        k: np.asarray(getattr(fill, k), dtype=np.int64)
+        for k in ("gross", "commission", "spread", "impact", "roll_cost")
+    }
+    # a stop inside the bar trades a second time: entry and exit both count
+    change = np.abs(rows["after"] - rows["position"])
+    through = np.abs(fill.traded) + np.abs(rows["position"] + fill.traded - rows["after"])
+    return Ledger(
+        time=bars.time,
+        session=bars.session,
+        actions=rows["actions"],
+        position=rows["position"],
+        target=rows["target"],
+        equity=rows["equity"].astype(np.int64),
+        **wide,
+        traded=np.maximum(change, through),
+        closed=rows["closed"],
+        start_equity=int(params.start_equity),
+        final_equity=int(final),
+    ).check()

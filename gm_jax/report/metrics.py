@@ -1,0 +1,75 @@
+"""Metrics of a ledger: one implementation, float64, null instead of NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gm_jax.report.backtest import Ledger
+
+
+SESSIONS_A_YEAR = 252
+MIN_SESSIONS = 20
+
+
+def session_returns(ledger: Ledger) -> np.ndarray:
+    """Return each session's change of equity over its opening equity, [sessions] f64."""
+    last = np.flatnonzero(np.append(np.diff(ledger.session) != 0, True))
+    equity = ledger.equity[last].astype(np.float64)
+    equity[-1] = ledger.final_equity
+    opening = np.concatenate([[ledger.start_equity], equity[:-1]])
+    return equity / opening - 1
+
+
+def sharpe_ratio(returns: np.ndarray) -> float | None:
+    """Return √252 · mean / sample deviation of session returns.
+
+    None below 20 sessions or without deviation.
+    """
+    if len(returns) < MIN_SESSIONS or not returns.std() > 0:
+        return None
+    return float(SESSIONS_A_YEAR**0.5 * returns.mean() / returns.std(ddof=1))
+
+
+def max_drawdown(equity: np.ndarray) -> float:
+    """Return the largest fall from a peak as a share of the peak, at bar closes."""
+    return float((1 - equity / np.maximum.accumulate(equity)).max())
+
+
+def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
+    """Return what one backtest came to; money in USD, ratios as fractions."""
+    returns = session_returns(ledger)
+    sharpe = sharpe_ratio(returns)
+    equity = np.append(ledger.equity, ledger.final_equity).astype(np.float64)
+    exposure = np.abs(ledger.position).mean() / max_contracts
+    closed = ledger.closed_by()
+    usd = {
+        "gross_pnl": ledger.gross,
+        "commission": ledger.commission,
+        "spread_cost": ledger.spread,
+        "impact_cost": ledger.impact,
+        "roll_cost": ledger.roll_cost,
+        "net_pnl": ledger.gross - ledger.cost,
+    }
+    return {
+        "sharpe_ratio": sharpe,
+        "sharpe_reason": None if sharpe is not None else _why_not(returns),
+        "max_drawdown": max_drawdown(equity),
+        "total_return": ledger.final_equity / ledger.start_equity - 1,
+        "final_portfolio_value": ledger.final_equity / 100,
+        **{k: float(v.sum()) / 100 for k, v in usd.items()},
+        "exposure": float(exposure),
+        "turnover": float(ledger.traded.sum()),
+        "bars": len(ledger.equity),
+        "sessions": len(returns),
+        "closed_early": None
+        if closed is None
+        else {"reason": closed[0], "time": str(np.datetime64(int(ledger.time[closed[1]]), "ns"))},
+    }
+
+
+def _why_not(returns: np.ndarray) -> str:
+    if len(returns) < MIN_SESSIONS:
+        return f"{len(returns)} sessions, at least {MIN_SESSIONS} needed"
+    return "equity never moved"

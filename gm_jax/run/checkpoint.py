@@ -1,0 +1,57 @@
+"""Checkpoints: the whole training state, written atomically by Orbax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from gm_jax.errors import UserError
+from gm_jax.mappo.types import TrainState
+
+
+KEPT = 2  # the newest and the one before it
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run, one step per iteration."""
+
+    def __init__(self, directory: Path) -> None:
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+            ),
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Write the state; a half-written checkpoint is never taken for a whole one."""
+        iteration = int(state.iteration)
+        if iteration not in self._manager.all_steps():
+            self._manager.save(iteration, args=ocp.args.StandardSave(state))
+
+    def restore(self, like: TrainState) -> TrainState:
+        """Return the newest state, with the shapes of `like`.
+
+        Raises:
+            UserError: there is none, or it was written with other settings.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            raise UserError(
+                f"No checkpoint in {self._manager.directory}: the run stopped before its first "
+                "one was saved. Start it again with `gm-jax train`."
+            )
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return self._manager.restore(step, args=ocp.args.StandardRestore(template))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"The checkpoint {step} in {self._manager.directory} does not fit the settings "
+                f"of its run ({str(error).splitlines()[0]}); was it written by another version?"
+            ) from error
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()

@@ -1,0 +1,85 @@
+"""Live progress: a bar on a terminal, plain lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import pairwise
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def say(line: str) -> None:
+    """Print one line for the person, apart from what a program reads."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Shows where a run stands after each interval."""
+
+    def __init__(self, done: int, total: int) -> None:
+        self._total, self._first, self._began = total, done, time.monotonic()
+        self._bar = tqdm(total=total, initial=done, unit="it") if sys.stderr.isatty() else None
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Show the newest row of metrics."""
+        text = _describe(row)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(row["iteration"] - self._bar.n)
+            return
+        done = row["iteration"]
+        spent = time.monotonic() - self._began
+        left = spent / max(done - self._first, 1) * (self._total - done)
+        say(f"iteration {done}/{self._total}  {text}  left {_clock(left)}")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _describe(row: dict[str, Any]) -> str:
+    reward = " ".join(f"{agent} {value:+.1f}" for agent, value in row["reward"].items())
+    mean = {k: sum(row[k].values()) / len(row[k]) for k in ("actor_loss", "critic_loss", "entropy")}
+    score = row["selection_score"]
+    return "  ".join(
+        [
+            f"{row['env_steps_per_second']:,.0f} steps/s",
+            f"reward {reward} bp",
+            f"loss {mean['actor_loss']:+.4f}/{mean['critic_loss']:.3f}",
+            f"entropy {mean['entropy']:.2f}",
+            *([f"validation {score:+.2f}"] if score is not None else []),
+            f"memory {row['memory_bytes'] / 2**20:,.0f} MiB",
+        ]
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """Draw a series in one line of text."""
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(_BLOCKS[round((v - low) / span * (len(_BLOCKS) - 1))] for v in values)
+
+
+def memory_bytes() -> int:
+    """Return the device's bytes in use at the peak, on a CPU the process's peak resident size."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

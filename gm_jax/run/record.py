@@ -1,0 +1,75 @@
+"""The record of a run: what model_config.json says, and the run rebuilt from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gm_jax.config import change
+from gm_jax.errors import UserError
+from gm_jax.market import features
+from gm_jax.market.data_report import iso
+from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
+from gm_jax.run.setup import Setup, prepare
+from gm_jax.run.source import Source, load
+from gm_jax.systems import SYSTEMS
+
+
+def model_config(setup: Setup, source: Source) -> dict[str, Any]:
+    """Return everything needed to repeat the run or to use its networks."""
+    bars, settings = setup.loaded.bars, setup.settings
+    span = {name: setup.split[name] for name in ("train", "validation", "test")}
+    dates = {
+        name: {
+            "bars": [first, end],
+            "first": iso(bars.time[first]),
+            "last": iso(bars.time[end - 1]),
+        }
+        for name, (first, end) in span.items()
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "code_version": version("gm-jax"),
+        "system": setup.system.name,
+        "bar_minutes": setup.system.minutes,
+        "agents": setup.system.agents,
+        "actions": setup.system.actions,
+        "features": features.describe(settings.features),
+        "scaler": {"mean": np.asarray(setup.market.mean), "scale": np.asarray(setup.market.scale)},
+        "warmup_bars": setup.warmup,
+        "episode_length": setup.episode_length,
+        "settings": settings.to_json(),
+        "source": asdict(absolute(source)),
+        "data": setup.loaded.report,
+        "data_sha256": setup.loaded.digest,
+        "split": dates,
+        "warnings": setup.warnings,
+    }
+
+
+def absolute(source: Source) -> Source:
+    """Return the source with a path that holds from any folder."""
+    return replace(source, data=str(Path(source.data).resolve())) if source.data else source
+
+
+def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
+    """Rebuild the setup of a run from its model_config.json.
+
+    Raises:
+        UserError: its data are gone or are not what it was trained on.
+    """
+    config = directory.config()
+    system = SYSTEMS[config["system"]]
+    settings = change(system.settings, config["settings"], str(directory.path))
+    source = Source(**config["source"])
+    loaded = load(source, settings, system.minutes)
+    if loaded.digest != config["data_sha256"]:
+        raise UserError(
+            f"{source.label} is not what this run was trained on (SHA-256 {loaded.digest[:12]}…, "
+            f"expected {config['data_sha256'][:12]}…); put the original file back."
+        )
+    return prepare(system, settings, loaded), source

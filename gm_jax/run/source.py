@@ -1,0 +1,89 @@
+"""Where bars come from: a file or a generated market, remembered so that a run can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gm_jax.config import Settings
+from gm_jax.errors import UserError
+from gm_jax.market import loader, synthetic
+from gm_jax.market.bars import Bars
+
+
+@dataclass(frozen=True)
+class Source:
+    """Names bars: `data` a CSV file, otherwise `market` a generated world."""
+
+    data: str | None = None
+    market: str | None = None
+    seed: int = 0  # of the generated world
+    date_format: str | None = None
+    tz: str | None = None
+    repair: bool = False
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        if self.data:
+            return self.data
+        return f"generated market {self.market} (seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Bars and what is known of them."""
+
+    bars: Bars
+    label: str
+    digest: str  # SHA-256 of times, prices and volumes
+    belief: np.ndarray | None  # [T] of the known-best filter, generated markets only
+    report: dict[str, Any]  # the data check, or the world's parameters
+    warnings: tuple[str, ...]
+
+
+def load(source: Source, settings: Settings, minutes: int) -> Loaded:
+    """Read or generate the bars.
+
+    Raises:
+        UserError: the file or the world's parameters cannot be used.
+    """
+    if source.data is None:
+        world = synthetic.generate(
+            source.market or "planted",
+            bars=settings.market_bars,
+            minutes=minutes,
+            seed=source.seed,
+            **settings.market_parameters,
+        )
+        return Loaded(
+            world.bars, source.label, digest(world.bars), world.belief, world.parameters, ()
+        )
+    if not Path(source.data).is_file():
+        raise UserError(
+            f"No file {source.data}. Give --data a CSV with Date, Open, High, Low, Close, Volume, "
+            "or leave --data out to train on a generated market."
+        )
+    bars, report = loader.load(
+        source.data,
+        minutes,
+        date_format=source.date_format,
+        tz=source.tz,
+        repair=source.repair,
+        tick=settings.tick_points,
+    )
+    loader.require_size(bars)
+    return Loaded(bars, source.label, digest(bars), None, report.to_json(), tuple(report.warnings))
+
+
+def digest(bars: Bars) -> str:
+    """Return the SHA-256 of what the bars say."""
+    columns = (bars.time, bars.open, bars.high, bars.low, bars.close, bars.volume)
+    joined = hashlib.sha256()
+    for column in columns:
+        joined.update(np.ascontiguousarray(column).tobytes())
+    return joined.hexdigest()

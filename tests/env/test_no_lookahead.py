@@ -1,0 +1,79 @@
+"""The proof that nobody sees the future, over the whole environment.
+
+From bars onward, with fitted quantities, masks of usable bars and window starts held fixed: change
+every bar after t, and everything emitted at steps up to t and received by the close of t stays
+bit-equal.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gm_jax.env import arrays, core, tactical
+from gm_jax.mappo import networks
+from gm_jax.mappo.learner import init_state
+from gm_jax.market.bars import Bars
+from tests.mappo.problems import planted_setup
+
+
+CHANGES = 100
+STEPS = 400
+
+
+def scrambled(bars: Bars, t: int, rng: np.random.Generator) -> Bars:
+    """Replace every price and volume after bar t by noise on the tick."""
+    later = len(bars) - t - 1
+    closes = np.rint(60_000 + np.cumsum(rng.normal(0, 200, later))).clip(8_000) / 4
+    opens = closes + rng.integers(-400, 400, later) / 4
+    new = {
+        "open": opens,
+        "close": closes,
+        "high": np.maximum(opens, closes) + rng.integers(0, 200, later) / 4,
+        "low": np.minimum(opens, closes) - rng.integers(0, 200, later) / 4,
+        "volume": rng.integers(0, 5_000, later).astype(float),
+    }
+    joined = {k: np.concatenate([getattr(bars, k)[: t + 1], v]) for k, v in new.items()}
+    return dataclasses.replace(bars, **joined)
+
+
+def test_nothing_up_to_t_depends_on_bars_after_t():
+    setup = planted_setup(market_bars=3_000, stop_atr=1.0, allow_short=True)
+    settings, bars = setup.settings, setup.loaded.bars
+    state = init_state(jax.random.key(0), setup.market, setup.params, setup.config)
+    actor, first = state.networks.actor, setup.warmup + 30
+
+    @jax.jit
+    def play(market):
+        def body(env, key):
+            obs = core.observe(env, market, setup.params, tactical)
+            logits = networks.masked_logits(setup.config, actor, obs.actor, obs.mask)
+            actions = jax.random.categorical(key, logits)
+            after, outcome = core.step(env, actions, market, setup.params, tactical)
+            return after, ((obs, logits, actions), (outcome, after))
+
+        start = core.reset(jax.random.key(1), market, setup.params, tactical)
+        keys = jax.random.split(jax.random.key(2), STEPS)
+        return jax.lax.scan(body, start, keys)[1]
+
+    def market_of(bars: Bars):
+        built = arrays.build_market(bars, settings.features, setup.split.train, 100, 1)
+        return built.replace(
+            starts=jnp.full_like(built.starts, first),
+            num_starts=jnp.int32(1),
+            mean=setup.market.mean,
+            scale=setup.market.scale,
+        )
+
+    emitted, received = jax.device_get(play(market_of(bars)))
+    rng = np.random.default_rng(0)
+    differing = 0
+    for t in rng.integers(first, first + STEPS - 1, CHANGES):
+        n = t - first  # step n is decided at the close of t; step n - 1 was received by then
+        again, got = jax.device_get(play(market_of(scrambled(bars, int(t), rng))))
+        up_to = lambda tree, end: jax.tree.map(lambda x: x[:end], tree)  # noqa: E731
+        jax.tree.map(np.testing.assert_array_equal, up_to(again, n + 1), up_to(emitted, n + 1))
+        jax.tree.map(np.testing.assert_array_equal, up_to(got, n), up_to(received, n))
+        differing += not np.array_equal(got[1].equity[n:], received[1].equity[n:])
+    assert differing > CHANGES * 0.9  # the change did reach the account afterwards

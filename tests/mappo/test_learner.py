@@ -1,0 +1,182 @@
+"""The training program: what it draws, how it compiles, what it carries."""
+
+import dataclasses
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm_jax.env import core
+from gm_jax.mappo import learner, networks, value_norm
+from gm_jax.mappo.rollout import collect
+from gm_jax.mappo.types import Hyper
+from tests.mappo.problems import planted_setup
+
+
+def fresh(setup, seed=0):
+    return learner.init_state(jax.random.key(seed), setup.market, setup.params, setup.config)
+
+
+def run(setup, state=None, iterations=1):
+    state = fresh(setup) if state is None else state
+    return learner.train(
+        state,
+        jnp.int32(iterations),
+        setup.market,
+        setup.params,
+        setup.hyper,
+        setup.segments,
+        config=setup.config,
+    )
+
+
+@pytest.mark.parametrize("critic", ["central", "local"])
+def test_ratio_is_one_at_the_first_minibatch(critic):
+    _, metrics = run(planted_setup(critic=critic))
+    assert metrics["ratio_error"][0].max() < 1e-5
+    assert metrics["approx_kl"][0].max() > 0  # and the policy did move afterwards
+
+
+def test_no_masked_action_in_a_million():
+    """500 rollouts of 8 · 50 steps with three agents, and masks that do forbid something."""
+    setup = planted_setup(num_envs=64, rollout_length=100, allow_short=True)
+    state = fresh(setup)
+    draws = illegal = forbidden = 0
+
+    @jax.jit
+    def count(env, key):
+        env, rollout = collect(
+            state.replace(env=env), key, setup.market, setup.params, setup.config
+        )
+        chosen = jnp.take_along_axis(rollout.mask, rollout.action[..., None], axis=-1)
+        return env, (~chosen).sum(), (~rollout.mask).sum(), chosen.size
+
+    env = state.env
+    for key in jax.random.split(jax.random.key(5), 53):
+        env, bad, closed, size = count(env, key)
+        illegal, forbidden, draws = illegal + bad, forbidden + closed, draws + size
+    assert draws >= 1_000_000
+    assert forbidden > draws / 10
+    assert illegal == 0
+
+
+def test_entropy_and_log_probs_ignore_masked_actions():
+    logits = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+    mask = jnp.array([[True, False, True, False]])
+    masked = jnp.where(mask, logits, networks.ILLEGAL)
+    log_prob, entropy = networks.log_probs(masked, jnp.array([2]))
+    legal = np.exp([1.0, 3.0]) / np.exp([1.0, 3.0]).sum()
+    np.testing.assert_allclose(log_prob, np.log(legal[1]), rtol=1e-6)
+    np.testing.assert_allclose(entropy, -(legal * np.log(legal)).sum(), rtol=1e-6)
+    gradient = jax.grad(
+        lambda x: networks.log_probs(jnp.where(mask, x, networks.ILLEGAL), jnp.array([2]))[1].sum()
+    )(logits)
+    assert np.isfinite(gradient).all()
+    assert (gradient[~mask] == 0).all()
+
+
+def test_compiles_once_for_traced_settings_data_and_seed(caplog):
+    """Change every traced number, the bars and the seed: no second compilation."""
+    setup = planted_setup()
+    run(setup)
+    other = planted_setup(data_seed=1)  # same shapes, other bars
+
+    def shifted(tree):
+        return jax.tree.map(
+            lambda x: ~x if x.dtype == bool else x + 1 if x.dtype == jnp.int32 else x * 0.9, tree
+        )
+
+    params = shifted(setup.params).replace(episode_length=setup.params.episode_length)
+    changed = dataclasses.replace(
+        setup,
+        hyper=shifted(setup.hyper),
+        params=params,
+        market=other.market,
+        segments=other.segments,
+    )
+    assert {f.name for f in dataclasses.fields(Hyper)} >= {"gamma", "gae_lambda", "clip_eps"}
+    fresh_state = fresh(changed, seed=7)
+    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+        _, metrics = run(changed, fresh_state)
+    compiled = [
+        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
+    ]
+    assert not [m for m in compiled if "train" in m], compiled
+    assert np.isfinite(metrics["reward"][0]).all()
+
+
+def test_no_array_constant_in_the_program():
+    """Bars and parameters are arguments; a captured array would show as a dense literal."""
+    setup = planted_setup()
+    text = learner.train.lower(
+        fresh(setup),
+        jnp.int32(1),
+        setup.market,
+        setup.params,
+        setup.hyper,
+        setup.segments,
+        config=setup.config,
+    ).as_text()
+    literals = re.findall(r'dense<"0x([0-9A-F]+)">|dense<\[([^>]*)\]>', text)
+    longest = max((len(a) // 8 if a else b.count(",") + 1 for a, b in literals), default=0)
+    assert longest <= 8  # small tables such as (0, 1, …) may be written out
+    assert len(setup.market.bars) == 6_000
+
+
+def test_interval_length_does_not_change_a_bit():
+    """Four iterations in one launch equal four launches of one."""
+    setup = planted_setup()
+    together, _ = run(setup, iterations=4)
+    apart = fresh(setup)
+    for _ in range(4):
+        apart, _ = run(setup, apart)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_array_equal(jax.device_get(_raw(a)), jax.device_get(_raw(b)))
+
+
+def _raw(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_agents_past_the_target_kl_stop_alone():
+    """With a KL target of nearly zero nobody's policy moves after the first minibatch."""
+    setup = planted_setup(target_kl=1e-12)
+    before = jax.device_get(fresh(setup).networks.actor)
+    state, metrics = run(setup)
+    # the very first minibatch has KL 0 up to rounding, so at most that one counts
+    assert metrics["stopped"][0].min() > 0.4
+    free, _ = run(planted_setup(target_kl=10.0))
+    moved = lambda nets: sum(  # noqa: E731
+        float(np.abs(a - b).sum())
+        for a, b in zip(
+            jax.tree.leaves(before), jax.tree.leaves(jax.device_get(nets.actor)), strict=True
+        )
+    )
+    assert moved(state.networks) < moved(free.networks) / 2
+
+
+def test_value_norm_has_the_moments_of_its_returns():
+    rng = np.random.default_rng(0)
+    norm = value_norm.init(3)
+    returns = jnp.asarray(rng.normal([5, -3, 0], [2, 10, 0.5], (2_000, 3)), dtype=jnp.float32)
+    norm = value_norm.update(norm, returns, 0.99)  # debiased: one update already suffices
+    mean, deviation = value_norm.moments(norm)
+    np.testing.assert_allclose(mean, [5, -3, 0], atol=0.5)
+    np.testing.assert_allclose(deviation, [2, 10, 0.5], rtol=0.1)
+    np.testing.assert_allclose(
+        value_norm.denormalise(norm, value_norm.normalise(norm, returns)), returns, atol=1e-4
+    )
+
+
+def test_windows_start_only_where_no_hole_or_roll_follows():
+    setup = planted_setup()
+    keys = jax.random.split(jax.random.key(0), 2_000)
+    starts = jax.vmap(lambda k: core.reset(k, setup.market, setup.params, setup.system.team).t)(
+        keys
+    )
+    first, end = setup.split.train
+    assert starts.min() >= first
+    assert starts.max() + setup.episode_length < end

@@ -1,0 +1,198 @@
+"""The command line as a user meets it."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gm_jax import cli
+
+
+TINY = [
+    *("--set", "hidden_sizes=[16,16]", "--set", "num_envs=8", "--set", "episode_length=100"),
+    *("--set", "rollout_length=50", "--set", "num_episodes=2", "--set", "num_minibatches=2"),
+]
+BENCH_KEYS = [
+    *("system", "env_steps_per_second", "env_only_steps_per_second", "compile_seconds"),
+    *("warm_start_seconds", "flops_per_env_step", "model_flops_per_second"),
+    *("matmul_ceiling_flops_per_second", "model_flops_utilisation", "peak_memory_bytes"),
+    *("num_envs", "hidden_sizes", "precision", "device"),
+]
+
+
+def run(capsys, *arguments):
+    """Return (status, what was printed on stdout, on stderr)."""
+    try:
+        status = cli.main([str(a) for a in arguments])
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    sets = [*TINY, "--set", "market_bars=6000"]
+    assert cli.main(["train", "tactical", "--out", str(out), "--seed", "3", *sets]) == 0
+    return out
+
+
+def test_train_prints_one_json_object(capsys, tmp_path):
+    sets = [*TINY, "--set", "market_bars=6000"]
+    status, out, err = run(capsys, "train", "tactical", "--out", tmp_path / "r", "--json", *sets)
+    assert status == 0
+    summary = json.loads(out)
+    assert summary["env_steps"] == 2 * 100 * 8
+    assert "planted" in err
+    assert "easy" in err
+    assert str(tmp_path / "r") in err
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "all", None])
+def test_evaluate_labels_what_is_in_sample(capsys, trained, split):
+    flags = ["--split", split] if split else []
+    status, out, _ = run(capsys, "evaluate", trained, "--json", *flags)
+    result = json.loads(out)
+    assert status == 0
+    assert result["split"] == (split or "test")
+    assert result["in_sample"] == (split in ("train", "all"))
+    costs = result["commission"] + result["spread_cost"] + result["impact_cost"]
+    assert result["net_pnl"] == pytest.approx(result["gross_pnl"] - costs)
+    assert result["final_portfolio_value"] == pytest.approx(100_000 + result["net_pnl"])
+
+
+def test_evaluation_agrees_with_the_one_at_the_end_of_training(capsys, trained):
+    _, out, _ = run(capsys, "evaluate", trained, "--json", "--split", "test")
+    stored = json.loads((trained / "validation_results.json").read_text())["splits"]["test"]
+    now = json.loads(out)
+    assert {k: now[k] for k in stored if k != "last"} == {
+        k: v for k, v in stored.items() if k != "last"
+    }
+
+
+def test_ledger_has_a_row_per_bar(capsys, trained, tmp_path):
+    status, out, _ = run(capsys, "evaluate", trained, "--json", "--ledger", tmp_path / "ledger.csv")
+    assert status == 0
+    with (tmp_path / "ledger.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    agents = ("tactical", "risk", "execution")
+    assert list(rows[0]) == ["time", *agents, "target_position", "position", "equity"]
+    assert len(rows) == json.loads(out)["bars"]
+    assert all(int(row[agent]) in range(5) for row in rows for agent in agents)
+    times = pd.to_datetime([row["time"] for row in rows])
+    assert times.is_monotonic_increasing
+    assert str(times.tz) == "UTC"
+
+
+def test_synthetic_file_round_trip_and_evaluation_of_another_file(capsys, trained, tmp_path):
+    """A generated file passes the check, and another file is evaluated whole."""
+    file = tmp_path / "bars.csv"
+    made = ["--bars", 3000, "--minutes", 5, "--seed", 9, "--out", file, "--set", "kappa=0.2"]
+    status, out, _ = run(capsys, "data", "synth", "--market", "planted", "--json", *made)
+    assert (status, json.loads(out)["parameters"]["kappa"]) == (0, 0.2)
+    status, out, _ = run(capsys, "data", "check", file, "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert (report["rows_read"], report["bars"], report["bar_minutes"]) == (3000, 3000, 5)
+    assert report["warnings"] == []
+    status, out, _ = run(capsys, "evaluate", trained, "--data", file, "--json")
+    result = json.loads(out)
+    assert (status, result["split"], result["in_sample"]) == (0, "all", False)
+    assert 2_800 < result["bars"] < 3_000  # less the warm-up
+    assert run(capsys, "evaluate", trained, "--data", file, "--split", "test")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "tactic"], "invalid choice"),
+        (["train", "tactical", "--set", "lr_acter=1"], "Did you mean `lr_actor`"),
+        (["train", "tactical", "--market", "plantd"], "planted"),
+        (["train", "tactical", "--data", "nowhere.csv"], "No file nowhere.csv"),
+        (["train", "tactical", "--set", "features=[retrun_60]"], "return_60"),
+        (["train", "tactical", "--set", "market_bars=300"], "sessions"),
+        (["train", "tactical", "--set", "market.kapa=1"], "kapa"),
+        (["train", "tactical", "--resume", "nowhere"], "no run directory"),
+        (["train", "tactical", "--config", "nowhere.yaml"], "cannot be read"),
+        (["evaluate", "nowhere"], "no run directory"),
+        (["data", "check", "nowhere.csv"], "No file nowhere.csv"),
+        (
+            [
+                "data",
+                "synth",
+                "--market",
+                "planted",
+                "--bars",
+                "9",
+                "--minutes",
+                "7",
+                "--out",
+                "x.csv",
+            ],
+            "invalid choice",
+        ),
+    ],
+)
+def test_mistakes_get_one_clear_error(capsys, arguments, said):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if not line.startswith("no --data")]) <= 2
+
+
+def test_resume_takes_no_other_settings(capsys, trained):
+    for flags in (["--seed", "4"], ["--set", "lr_actor=1"], ["--market", "martingale"]):
+        status, _, err = run(capsys, "train", "tactical", "--resume", trained, *flags)
+        assert status == 2
+        assert "cannot be changed" in err
+    status, out, _ = run(
+        capsys, "train", "tactical", "--resume", trained, "--set", "num_episodes=4", "--json"
+    )
+    assert (status, json.loads(out)["env_steps"]) == (0, 4 * 100 * 8)
+
+
+def test_bench_measures_shares(capsys):
+    status, out, _ = run(
+        capsys, "bench", "tactical", "--num-envs", 8, "--seconds", 1, "--json", *TINY
+    )
+    result = json.loads(out)
+    assert status == 0
+    assert list(result) == BENCH_KEYS
+    # by hand: actors 7·16 + 16·16 + 16·5, critic 12·16 + 16·16 + 16·3, two FLOPs each
+    actors, critic = 3 * 2 * (112 + 256 + 80), 2 * (192 + 256 + 48)
+    assert result["flops_per_env_step"] == actors * (1 + 3 * 4) + critic * (2 + 3 * 4)
+    share = result["model_flops_per_second"] / result["matmul_ceiling_flops_per_second"]
+    assert result["model_flops_utilisation"] == pytest.approx(share)
+    assert all(np.isfinite(v) and v > 0 for v in result.values() if isinstance(v, float))
+
+
+def test_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "gm_jax", "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(name in done.stdout for name in ("train", "evaluate", "bench", "data"))
+
+
+# real bars
+
+
+def test_real_five_minute_file_trains_to_a_run_directory(capsys, shared_data, tmp_path):
+    file = shared_data / "NQ - 5 min - ETH.csv"
+    flags = ["--data", file, "--preset", "quick", "--set", "num_episodes=3", "--json"]
+    status, out, err = run(capsys, "train", "tactical", "--out", tmp_path / "real", *flags)
+    assert status == 0
+    assert json.loads(out)["run_dir"] == str(tmp_path / "real")
+    assert "windows have" in err  # shorter than episode_length, and said so
+    assert (tmp_path / "real" / "validation_results.json").exists()
+
+
+def test_thirty_minute_file_is_refused_for_its_bars(capsys, shared_data):
+    file = shared_data / "NQ - 30 min - ETH.csv"
+    status, _, err = run(capsys, "train", "tactical", "--data", file)
+    assert status == 2
+    assert "Found 30-minute bars; expected 5-minute bars: give a file of 5-minute bars" in err

@@ -1,0 +1,90 @@
+"""Settings: one place, strictly read."""
+
+from pathlib import Path
+
+import pytest
+
+from gm_jax import config
+from gm_jax.config import Settings
+from gm_jax.errors import UserError
+from gm_jax.systems import SYSTEMS
+
+
+SHIPPED = Path(__file__).parents[1] / "configs" / "training_config.yaml"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_shipped_file_states_every_default(name):
+    import yaml
+
+    section = yaml.safe_load(SHIPPED.read_text())[name]
+    assert set(section) == set(SYSTEMS[name].settings.to_json())
+    other = SYSTEMS[name].settings.replace(lr_actor=9.0, allow_short=True, hidden_sizes=(1,))
+    assert config.read_config(SHIPPED, name, other) == SYSTEMS[name].settings
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("lr_actor=1e-4", "lr_actor", 1e-4),
+        ("num_envs=1e3", "num_envs", 1000),
+        ("hidden_sizes=[64,64]", "hidden_sizes", (64, 64)),
+        ("features=[rsi_14, return_60]", "features", ("rsi_14", "return_60")),
+        ("allow_short=true", "allow_short", True),
+        ("critic=local", "critic", "local"),
+        ("market.kappa=0.05", "market_parameters", {"kappa": 0.05}),
+    ],
+)
+def test_set_reads_text_by_the_type_of_its_setting(text, key, value):
+    changed = config.change(Settings(), config.parse_assignments([text]), "--set")
+    assert getattr(changed, key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr_acter=1", "Did you mean `lr_actor`"),
+        ("num_envs=2.5", "expected a whole number"),
+        ("num_envs=true", "expected a whole number"),
+        ("lr_actor=nan", "expected a number"),
+        ("allow_short=yes", "expected true or false"),
+        ("hidden_sizes=[64,x]", "expected a whole number"),
+        ("critic=both", "expected central or local"),
+        ("num_envs=0", "expected a number above 0"),
+        ("gamma=1.5", "expected a number from 0 to 1"),
+        ("rollout_length=300", "expected a divisor of episode_length 1000"),
+        ("num_minibatches=7", "expected a divisor of num_envs"),
+        ("split=[0.5,0.5]", "expected three shares"),
+        ("lots_large=9", "expected between lots_small 1 and max_contracts 6"),
+        ("start_equity_usd=1e7", "expected at most 2,684,355"),
+        ("point_value_usd=0.123", "whole cents"),
+        ("market.kappa=x", "expected a number"),
+    ],
+)
+def test_what_no_run_could_use_is_refused(text, said):
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+        config.change(Settings(), config.parse_assignments([text]), "--set")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tactical: {lr_actor: 1e-4, lr_aktor: 2}", "Did you mean `lr_actor`"),
+        ("tactical: [1]", "no section `tactical`"),
+        ("tactcal: {}", "expected the sections"),
+        ("", "expected the sections"),
+        ("tactical: {a: [", "is not YAML"),
+    ],
+)
+def test_config_files_are_read_strictly(tmp_path, text, said):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        config.read_config(file, "tactical", Settings())
+
+
+def test_missing_file_and_bad_assignment():
+    with pytest.raises(UserError, match="cannot be read"):
+        config.read_config("nowhere.yaml", "tactical", Settings())
+    with pytest.raises(UserError, match="expected key=value"):
+        config.parse_assignments(["lr_actor"])
