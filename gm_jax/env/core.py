@@ -102,9 +102,10 @@ def observe(state: State, market: Market, params: EnvParams, team: Team) -> Obse
     features = (market.features[state.t] - market.mean) / market.scale
     roles = team.role_values(state, params)
     shared = jnp.broadcast_to(features, (len(team.AGENTS), features.shape[0]))
-    highest = params.max_contracts.astype(jnp.float32)
-    left = 1 - state.steps.astype(jnp.float32) / params.episode_length.astype(jnp.float32)
-    book = jnp.stack([state.position / highest, rewards.drawdown_of(state), left])
+    counts = jnp.stack([state.position, state.steps]).astype(jnp.float32)
+    most = jnp.stack([params.max_contracts, params.episode_length]).astype(jnp.float32)
+    position, elapsed = counts / most
+    book = jnp.stack([position, rewards.drawdown_of(state), 1 - elapsed])
     return Observation(
         actor=jnp.concatenate([shared, roles[:, None]], axis=1),
         critic=jnp.concatenate([features, book, roles]),

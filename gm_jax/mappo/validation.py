@@ -60,7 +60,7 @@ def segment_score(
         gain = (state.equity - base).astype(jnp.float32) / base.astype(jnp.float32)
         gain = jnp.where(ended, gain, 0)
         base = jnp.where(ended, state.equity, base)
-        return state, base, total + gain, square + gain**2, count + ended
+        return state, base, total + gain, square + gain**2, count + ended.astype(jnp.float32)
 
     zero = jnp.zeros(segments.first.shape)
     carry = (state, state.equity, zero, zero, zero)

@@ -11,6 +11,7 @@ from gm_jax.report.backtest import Ledger
 
 SESSIONS_A_YEAR = 252
 MIN_SESSIONS = 20
+STILL = 1e-12  # a deviation that is rounding
 
 
 def session_returns(ledger: Ledger) -> np.ndarray:
@@ -27,7 +28,7 @@ def sharpe_ratio(returns: np.ndarray) -> float | None:
 
     None below 20 sessions or without deviation.
     """
-    if len(returns) < MIN_SESSIONS or not returns.std() > 0:
+    if len(returns) < MIN_SESSIONS or not returns.std() > STILL:
         return None
     return float(SESSIONS_A_YEAR**0.5 * returns.mean() / returns.std(ddof=1))
 
@@ -72,4 +73,4 @@ def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
 def _why_not(returns: np.ndarray) -> str:
     if len(returns) < MIN_SESSIONS:
         return f"{len(returns)} sessions, at least {MIN_SESSIONS} needed"
-    return "equity never moved"
+    return "session returns do not vary"

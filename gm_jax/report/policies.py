@@ -15,7 +15,7 @@ from flax import struct
 
 from gm_jax.env import account
 from gm_jax.env.core import Team
-from gm_jax.env.types import CLOSE, Array, EnvParams, Market, State
+from gm_jax.env.types import Array, EnvParams, Market, State
 
 
 Policy = Callable[[Any, State, Market, EnvParams, Team], Array]
@@ -38,20 +38,16 @@ def legal(state: State, actions: Array, market: Market, params: EnvParams, team:
 
 def flat(data: Any, state: State, market: Market, params: EnvParams, team: Team) -> Array:
     """Hold nothing."""
-    del data, market
-    return team.follow(state, jnp.zeros_like(state.position), params)
+    del data
+    return buy_and_hold(jnp.zeros_like(state.position), state, market, params, team)
 
 
 def buy_and_hold(
     contracts: Array, state: State, market: Market, params: EnvParams, team: Team
 ) -> Array:
-    """Hold `contracts` throughout; 0 stands for 1 × start equity at the first decision's price."""
-    notional = (market.bars[state.t, CLOSE] * params.tick_cents).astype(jnp.float32)
-    unlevered = jnp.rint(params.start_equity.astype(jnp.float32) / notional).astype(jnp.int32)
-    at_start = jnp.clip(unlevered, 1, params.max_contracts)
-    wanted = jnp.where(contracts == 0, at_start, contracts)
-    started = (state.controls.desired > 0) & (contracts == 0)
-    return team.follow(state, jnp.where(started, state.controls.desired, wanted), params)
+    """Hold `contracts` throughout."""
+    del market
+    return team.follow(state, contracts, params)
 
 
 def random(key: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:

@@ -85,12 +85,14 @@ def evaluate(
     most = setup.settings.max_contracts
     team = team_ledger(setup, networks, span)
     report = summarise(team, most)
+    notional = setup.loaded.bars.close[span[0]] * setup.settings.point_value_usd
+    unlevered = int(np.clip(round(setup.settings.start_equity_usd / notional), 1, most))
     same = max(1, round(report["exposure"] * most))
     run = partial(_run, setup, span)
     ledgers = {
         "team": team,
         "flat": run(policies.flat, jnp.int32(0)),
-        "buy_and_hold": run(policies.buy_and_hold, jnp.int32(0)),
+        "buy_and_hold": run(policies.buy_and_hold, jnp.int32(unlevered)),
         "buy_and_hold_same_exposure": run(policies.buy_and_hold, jnp.int32(same)),
         "random": run(policies.random, jax.random.key(setup.settings.seed)),
     }

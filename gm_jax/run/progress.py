@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,11 +25,15 @@ class Progress:
 
     def __init__(self, done: int, total: int) -> None:
         self._total, self._first, self._began = total, done, time.monotonic()
+        self._score: float | None = None
         self._bar = tqdm(total=total, initial=done, unit="it") if sys.stderr.isatty() else None
 
-    def update(self, row: dict[str, Any]) -> None:
-        """Show the newest row of metrics."""
-        text = _describe(row)
+    def update(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Show the newest row of metrics, and the newest validation score."""
+        scores = [row["selection_score"] for row in rows if row["selection_score"] is not None]
+        self._score = scores[-1] if scores else self._score
+        row = rows[-1]
+        text = _describe(row, self._score)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(row["iteration"] - self._bar.n)
@@ -44,10 +49,9 @@ class Progress:
             self._bar.close()
 
 
-def _describe(row: dict[str, Any]) -> str:
+def _describe(row: dict[str, Any], score: float | None) -> str:
     reward = " ".join(f"{agent} {value:+.1f}" for agent, value in row["reward"].items())
     mean = {k: sum(row[k].values()) / len(row[k]) for k in ("actor_loss", "critic_loss", "entropy")}
-    score = row["selection_score"]
     return "  ".join(
         [
             f"{row['env_steps_per_second']:,.0f} steps/s",

@@ -116,7 +116,7 @@ def train(run: Run) -> dict[str, Any]:
             rows = _rows(run, metrics, done, count, seconds)
             run.directory.append_metrics(rows)
             done += count
-            progress.update(rows[-1])
+            progress.update(rows)
             if time.monotonic() - saved > SAVE_SECONDS or done == total or interrupted():
                 run.checkpoints.save(run.state)
                 saved = time.monotonic()
