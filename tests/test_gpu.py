@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.env.worlds import params_of
-from tests.mappo.problems import planted_setup
 
 from gm_jax.config import Settings
 from gm_jax.env import account
 from gm_jax.mappo import learner
+from tests.env.worlds import params_of
+from tests.mappo.problems import planted_setup
 
 
 @pytest.fixture(autouse=True)
