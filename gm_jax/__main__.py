@@ -1,7 +1,7 @@
 """Run the command line: `python -m gm_jax`."""
 
-from gm_jax.cli import main
+from gm_jax.cli import console
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    console()

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from gm_jax.env import core
 from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import learner
 from gm_jax.mappo.rollout import auto_reset
-from gm_jax.mappo.types import Config
+from gm_jax.mappo.types import Config, TrainState
 from gm_jax.report.policies import draw
 from gm_jax.run.progress import memory_bytes
 from gm_jax.run.setup import Setup, prepare
@@ -48,7 +47,7 @@ def bench(system: System, settings: Settings, seconds: float) -> dict[str, Any]:
     key = jax.random.key(settings.seed)
     state = learner.init_state(key, setup.market, setup.params, setup.config)
     env = partial(env_only, market=setup.market, params=setup.params, config=setup.config)
-    matmul = _ceiling(settings)
+    matmul, matmul_flops = _ceiling(settings)
 
     share = seconds / (3 * REPEATS)
     env_steps = settings.num_envs * ENV_STEPS
@@ -56,7 +55,7 @@ def bench(system: System, settings: Settings, seconds: float) -> dict[str, Any]:
     state = jax.block_until_ready(one(state))
     figures: dict[str, list[float]] = {"train": [], "env": [], "ceiling": []}
     for _ in range(REPEATS):
-        figures["ceiling"].append(_rate(matmul.run, share) * matmul.flops)
+        figures["ceiling"].append(_rate(matmul, share) * matmul_flops)
         figures["env"].append(_rate(lambda: env(key), share) * env_steps)
         began, count = time.perf_counter(), 0
         while not count or time.perf_counter() - began < share:
@@ -86,47 +85,49 @@ def bench(system: System, settings: Settings, seconds: float) -> dict[str, Any]:
 def flops_per_env_step(setup: Setup) -> int:
     """Return the dense layers' floating-point operations per environment step.
 
-    A forward pass costs 2 · inputs · outputs per layer, a gradient three of them: once forward to
-    act, twice to value this state and the next, then forward and backward in every epoch.
+    A forward pass costs 2 per weight, a gradient three of them: once forward to act, twice to
+    value this state and the next, then forward and backward in every epoch.
     """
-    config, features = setup.config, len(setup.settings.features)
-    agents, actions = len(setup.system.agents), len(setup.system.actions)
-    actor = agents * _dense(features + 1, config.hidden_sizes, actions)
-    if config.central:
-        critic = _dense(features + 3 + agents, config.hidden_sizes, agents)
-    else:
-        critic = agents * _dense(features + 1, config.hidden_sizes, 1)
-    return actor * (1 + 3 * config.num_epochs) + critic * (2 + 3 * config.num_epochs)
+    networks = _abstract_state(setup).networks
+    epochs = setup.config.num_epochs
+    return _weights(networks.actor) * 2 * (1 + 3 * epochs) + _weights(networks.critic) * 2 * (
+        2 + 3 * epochs
+    )
 
 
-def _dense(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
-    sizes = (inputs, *hidden, outputs)
-    return sum(2 * a * b for a, b in pairwise(sizes))
+def _weights(params: Any) -> int:
+    """Count the entries of all kernels, leaves [copies, inputs, outputs]."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 3)
+
+
+def _abstract_state(setup: Setup) -> TrainState:
+    init = partial(learner.init_state, config=setup.config)
+    state: TrainState = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+    return state
 
 
 def _compile(setup: Setup) -> tuple[Callable[[Any], Any], float, float]:
     """Compile the training program cold, then again from the cache it left behind."""
     arguments = (setup.market, setup.params, setup.hyper, setup.segments)
-    state = jax.eval_shape(
-        partial(learner.init_state, config=setup.config),
-        jax.random.key(0),
-        setup.market,
-        setup.params,
-    )
-    seconds = []
+    state, seconds = _abstract_state(setup), []
     before = jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        compilation_cache.reset_cache()
-        for _ in range(2):
-            jax.clear_caches()
-            began = time.perf_counter()
-            lowered = learner.train.lower(state, jnp.int32(1), *arguments, config=setup.config)
-            compiled = lowered.compile()
-            seconds.append(time.perf_counter() - began)
-        jax.config.update("jax_compilation_cache_dir", before)
-        compilation_cache.reset_cache()
+        try:
+            _use_cache(cache)
+            for _ in range(2):
+                jax.clear_caches()
+                began = time.perf_counter()
+                lowered = learner.train.lower(state, jnp.int32(1), *arguments, config=setup.config)
+                compiled = lowered.compile()
+                seconds.append(time.perf_counter() - began)
+        finally:
+            _use_cache(before)
     return lambda s: compiled(s, jnp.int32(1), *arguments)[0], seconds[0], seconds[1]
+
+
+def _use_cache(folder: str | None) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()
 
 
 @partial(jax.jit, static_argnames="config")
@@ -142,33 +143,28 @@ def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> A
         bits = jax.random.bits(key, (*obs.mask.shape[:2],), dtype=jnp.uint32)
         env, outcome = advance(env, jax.vmap(draw)(bits, obs.mask))
         done = outcome.terminated | outcome.truncated
-        total += obs.actor.sum() + obs.critic.sum() + outcome.reward.sum()
+        total += obs.obs.sum() + obs.global_obs.sum() + outcome.reward.sum()
         return (auto_reset(key, env, done, market, params, config), total), None
 
-    start = jax.vmap(core.reset, in_axes=(0, None, None, None))(
-        jax.random.split(key, config.num_envs), market, params, team
-    )
+    start = core.reset_many(key, config.num_envs, market, params, team)
     keys = jax.random.split(key, ENV_STEPS)
     return jax.lax.scan(body, (start, jnp.float32(0)), keys)[0][1]
 
 
-class _Ceiling:
-    """The matrix product of the networks' widest layer, over and over."""
+def _ceiling(settings: Settings) -> tuple[Callable[[], Array], int]:
+    """Return the matrix product of the networks' widest layer, over and over, and its FLOPs."""
+    width, times = max(settings.hidden_sizes), 16
+    half = settings.precision == "bfloat16"
+    dtype = jnp.bfloat16 if half else jnp.float32
+    precision = None if half else jax.lax.Precision.HIGHEST
+    x = jax.random.normal(jax.random.key(0), (CEILING_ROWS, width)).astype(dtype)
+    w = jax.random.normal(jax.random.key(1), (width, width)).astype(dtype) / width**0.5
 
-    def __init__(self, width: int, dtype: Any) -> None:
-        rows, self._times = CEILING_ROWS, 16
-        self.flops = self._times * 2 * rows * width * width
-        x = jax.random.normal(jax.random.key(0), (rows, width)).astype(dtype)
-        w = jax.random.normal(jax.random.key(1), (width, width)).astype(dtype) / width**0.5
-        product = jax.jit(
-            lambda x, w: jax.lax.fori_loop(0, self._times, lambda _, y: (y @ w).astype(dtype), x)
-        )
-        self.run = partial(product, x, w)
+    @jax.jit
+    def products(x: Array, w: Array) -> Array:
+        return jax.lax.fori_loop(0, times, lambda _, y: jnp.matmul(y, w, precision=precision), x)
 
-
-def _ceiling(settings: Settings) -> _Ceiling:
-    dtype = jnp.bfloat16 if settings.precision == "bfloat16" else jnp.float32
-    return _Ceiling(max(settings.hidden_sizes), dtype)
+    return partial(products, x, w), times * 2 * CEILING_ROWS * width * width
 
 
 def _rate(call: Callable[[], Any], seconds: float) -> float:

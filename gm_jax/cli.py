@@ -1,20 +1,32 @@
-"""The command line: `gm-jax`."""
+"""The command line: `gm-jax`.
+
+What needs JAX is imported by the command that needs it: help and typos answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gm_jax import config
 from gm_jax.config import Settings
 from gm_jax.errors import UserError
-from gm_jax.systems import SYSTEMS, System
 
 
-MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+if TYPE_CHECKING:
+    from gm_jax.run.source import Source
+    from gm_jax.run.training import Run
+    from gm_jax.systems import System
+
+
+FINE, FAILURE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+Result = tuple[int, dict[str, Any] | None]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,24 +38,40 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0 fine, 2 the user's mistake, 130 interrupted."""
+    """Run one command; return its status: 0 fine, 1 failed, 2 to be mended, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        result = arguments.run(arguments)
+        status, result = arguments.run(arguments)
     except UserError as error:
         print(f"gm-jax: {error}", file=sys.stderr)
         return MISTAKE
     except KeyboardInterrupt:
+        print("gm-jax: interrupted", file=sys.stderr)
         return INTERRUPTED
-    status = int(result.pop("exit_status", 0))
-    if arguments.json:
+    if arguments.json and result is not None:
         from gm_jax.run.directory import to_json
 
         print(to_json(result))
-    return status
+    return int(status)
 
 
-def _train(arguments: argparse.Namespace) -> dict[str, Any]:
+def console() -> NoReturn:
+    """Run `main` as a program."""
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == INTERRUPTED:
+        os._exit(status)  # a device program may still run; tearing Python down under it can crash
+    raise SystemExit(status)
+
+
+def _show(arguments: argparse.Namespace, lines: Iterable[str]) -> None:
+    """Print for a person: on standard output, unless that is for JSON."""
+    for line in lines:
+        print(line, file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _train(arguments: argparse.Namespace) -> Result:
     from gm_jax.run import training
     from gm_jax.run.progress import say
 
@@ -52,7 +80,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
         run = _resume(arguments, system)
     else:
         settings = _settings(arguments, system)
-        source = _source(arguments, settings)
+        source = _source(arguments, settings.seed)
         if not (arguments.data or arguments.market):
             say(
                 "no --data: training on the generated market `planted`, an easy world with a "
@@ -63,23 +91,16 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
         summary = training.train(run)
     except training.NotFiniteError as error:
         say(f"gm-jax: {error}")
-        return {"exit_status": FAILURE}
-    return summary | {"exit_status": INTERRUPTED if run.interrupted else 0}
+        return FAILURE, None
+    return INTERRUPTED if run.interrupted else FINE, summary
 
 
-def _resume(arguments: argparse.Namespace, system: System) -> Any:
+def _resume(arguments: argparse.Namespace, system: System) -> Run:
     from gm_jax.run import training
 
     changes = config.parse_assignments(arguments.set)
-    fixed = {
-        "--data": arguments.data,
-        "--market": arguments.market,
-        "--config": arguments.config,
-        "--seed": arguments.seed,
-        "--out": arguments.out,
-        "--preset": arguments.preset,
-    }
-    given = [flag for flag, value in fixed.items() if value is not None]
+    fixed = ("data", "market", "config", "seed", "out", "preset", "tz", "date_format", "repair")
+    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
     given += [f"--set {key}" for key in changes if key != "num_episodes"]
     if given:
         raise UserError(
@@ -87,43 +108,45 @@ def _resume(arguments: argparse.Namespace, system: System) -> Any:
             "(only --set num_episodes=N can)."
         )
     episodes = config.change(system.settings, changes, "--set").num_episodes if changes else None
-    run = training.resume(arguments.resume, episodes)
-    if run.setup.system is not system:
-        raise UserError(
-            f"{arguments.resume} is a {run.setup.system.name} run: "
-            f"gm-jax train {run.setup.system.name} --resume {arguments.resume}"
-        )
-    return run
+    return training.resume(arguments.resume, system, episodes)
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from gm_jax.run import evaluate
+def _evaluate(arguments: argparse.Namespace) -> Result:
+    from gm_jax.run import evaluate, results
 
-    return evaluate.evaluate_run(
+    source = _source(arguments, seed=0)
+    report = evaluate.evaluate_run(
         arguments.run_dir,
         split=arguments.split,
-        source=_source(arguments, None) if arguments.data else None,
+        source=source if arguments.data else None,
         ledger=arguments.ledger,
     )
+    _show(arguments, [f"{report['split']}: {results.headline(report)}", *results.table(report)])
+    return FINE, report
 
 
-def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
+def _bench(arguments: argparse.Namespace) -> Result:
     from gm_jax import bench
-    from gm_jax.run.progress import say
 
+    if not arguments.seconds > 0:
+        raise UserError(f"--seconds is {arguments.seconds}, expected a number above 0.")
     system = _system(arguments.system)
     settings = _settings(arguments, system)
     if arguments.num_envs is not None:
         settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
     result = bench.bench(system, settings, arguments.seconds)
-    for name, value in result.items():
-        say(f"{name:<34}{value:,.3g}" if isinstance(value, float) else f"{name:<34}{value}")
-    return result
+    _show(arguments, (f"{name:<34}{_figure(value)}" for name, value in result.items()))
+    return FINE, result
 
 
-def _data_check(arguments: argparse.Namespace) -> dict[str, Any]:
+def _figure(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+
+
+def _data_check(arguments: argparse.Namespace) -> Result:
     from gm_jax.market import loader
-    from gm_jax.run.progress import say
 
     _, report = loader.load(
         _existing(arguments.csv),
@@ -132,63 +155,77 @@ def _data_check(arguments: argparse.Namespace) -> dict[str, Any]:
         tz=arguments.tz,
         repair=arguments.repair,
     )
-    result = report.to_json()
-    for name, value in result.items():
-        for line in value if isinstance(value, list) else [value]:
-            say(f"{name:<16}{line}")
-    return dict(result)
+    result = dict(report.to_json())
+    rows = ((k, v if isinstance(v, list) else [v]) for k, v in result.items())
+    _show(arguments, (f"{name:<16}{value}" for name, values in rows for value in values))
+    return FINE, result
 
 
-def _data_synth(arguments: argparse.Namespace) -> dict[str, Any]:
+def _data_synth(arguments: argparse.Namespace) -> Result:
     from gm_jax.market import synthetic, writing
-    from gm_jax.run.progress import say
 
-    parameters = {
-        key: config.number(key, value)
-        for key, value in config.parse_assignments(arguments.set).items()
-    }
+    sets = config.parse_assignments(arguments.set)
     world = synthetic.generate(
         arguments.market,
         bars=arguments.bars,
         minutes=arguments.minutes,
         seed=arguments.seed,
-        **parameters,
+        parameters={key: config.number(key, value) for key, value in sets.items()},
     )
     writing.write_csv(world.bars, arguments.out)
-    say(f"{len(world.bars):,} bars of `{arguments.market}` written to {arguments.out}")
-    return {"out": str(arguments.out), "bars": len(world.bars), "parameters": world.parameters}
+    _show(arguments, [f"{len(world.bars):,} bars of `{arguments.market}` in {arguments.out}"])
+    return FINE, {
+        "out": str(arguments.out),
+        "bars": len(world.bars),
+        "parameters": world.parameters,
+    }
 
 
 def _system(name: str) -> System:
+    from gm_jax.systems import SYSTEMS
+
+    if name not in SYSTEMS:
+        near = difflib.get_close_matches(name, SYSTEMS, n=1)
+        hint = f", did you mean {near[0]}" if near else ""
+        raise UserError(f"No system {name!r}{hint}. Known: {', '.join(SYSTEMS)}.")
     return SYSTEMS[name]
 
 
 def _settings(arguments: argparse.Namespace, system: System) -> Settings:
     """Merge defaults, preset, file, --set and --seed, later ones winning."""
     settings = system.settings
-    if getattr(arguments, "preset", None) == "quick":
+    if arguments.preset == "quick":
         settings = settings.replace(**config.QUICK)
     if arguments.config:
         settings = config.read_config(arguments.config, system.name, settings)
     settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
-    if getattr(arguments, "seed", None) is not None:
+    if arguments.seed is not None:
         settings = config.change(settings, {"seed": arguments.seed}, "--seed")
     return settings
 
 
-def _source(arguments: argparse.Namespace, settings: Settings | None) -> Any:
+def _source(arguments: argparse.Namespace, seed: int) -> Source:
     from gm_jax.run.source import Source
 
-    if arguments.data:
-        if getattr(arguments, "market", None):
-            raise UserError("--data and --market exclude each other; give one of them.")
-        return Source(
-            data=str(_existing(arguments.data)),
-            date_format=arguments.date_format,
-            tz=arguments.tz,
-            repair=arguments.repair,
-        )
-    return Source(market=arguments.market or "planted", seed=settings.seed if settings else 0)
+    if not arguments.data:
+        _no_file(arguments)
+        return Source(market=arguments.market or "planted", seed=seed)
+    if arguments.market:
+        raise UserError("--data and --market exclude each other; give one of them.")
+    return Source(
+        data=str(_existing(arguments.data)),
+        date_format=arguments.date_format,
+        tz=arguments.tz,
+        repair=arguments.repair,
+    )
+
+
+def _no_file(arguments: argparse.Namespace) -> None:
+    """Refuse flags that describe a file where none is given."""
+    for name in ("tz", "date_format", "repair"):
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} describes a file; give one with --data.")
 
 
 def _existing(path: Path) -> Path:
@@ -200,18 +237,17 @@ def _existing(path: Path) -> Path:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="gm-jax", description=__doc__)
+    parser = _Parser(prog="gm-jax", description="Train teams of trading agents on futures bars.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    systems = sorted(SYSTEMS)
 
     train = _command(commands, "train", _train, "train a team, evaluate it, write a run directory")
-    train.add_argument("system", choices=systems)
+    train.add_argument("system", metavar="SYSTEM")
+    train.add_argument("--data", type=Path, metavar="CSV")
     train.add_argument("--market", help="generated market instead of a file")
     train.add_argument("--preset", choices=["quick", "default"], help="quick: minutes on a CPU")
-    train.add_argument("--seed", type=int)
+    train.add_argument("--seed")
     train.add_argument("--out", type=Path, help="run directory to make")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
-    train.add_argument("--data", type=Path, metavar="CSV")
     _settings_flags(train)
     _csv_flags(train)
 
@@ -220,12 +256,14 @@ def _parser() -> _Parser:
     evaluate.add_argument("--data", type=Path, metavar="CSV", help="another file, used whole")
     evaluate.add_argument("--split", choices=["train", "validation", "test", "all"])
     evaluate.add_argument("--ledger", type=Path, metavar="FILE", help="write a row per bar")
+    evaluate.set_defaults(market=None)
     _csv_flags(evaluate)
 
     bench = _command(commands, "bench", _bench, "measure speed against the machine's ceiling")
-    bench.add_argument("system", choices=systems)
-    bench.add_argument("--num-envs", type=int)
-    bench.add_argument("--seconds", type=float, default=30.0)
+    bench.add_argument("system", metavar="SYSTEM")
+    bench.add_argument("--num-envs", metavar="N")
+    bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
+    bench.set_defaults(preset=None, seed=None)
     _settings_flags(bench)
 
     data = commands.add_parser("data", help="data tools").add_subparsers(
@@ -236,7 +274,7 @@ def _parser() -> _Parser:
     _csv_flags(check)
     synth = _command(data, "synth", _data_synth, "write a generated market as CSV")
     synth.add_argument("--market", required=True)
-    synth.add_argument("--bars", type=int, required=True)
+    synth.add_argument("--bars", type=int, required=True, metavar="N")
     synth.add_argument("--minutes", type=int, choices=[5, 30], required=True)
     synth.add_argument("--seed", type=int, default=0)
     synth.add_argument("--out", type=Path, required=True, metavar="CSV")

@@ -20,8 +20,9 @@ from gm_jax.errors import UserError
 class Settings:
     """All settings of one system; the defaults are the tactical ones.
 
-    `instrument` only labels the numbers beside it. Settings are plain data: `systems.System` holds
-    what is code, `env.types.EnvParams` and `mappo.types.Hyper` what the program traces.
+    Naming an instrument sets its point value and commission too. Settings are plain data:
+    `systems.System` holds what is code, `env.types.EnvParams` and `mappo.types.Hyper` what the
+    program traces.
     """
 
     # length of the run
@@ -99,9 +100,6 @@ class Settings:
     reward_shortfall: float = 0.1
     risk_aversion: float = 0.0
 
-    # targets of the report
-    target_reward: float = 100.0  # bp a validation window
-
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
         for key, wanted in chain(_out_of_range(self), _at_odds(self)):
@@ -134,7 +132,14 @@ _SHARES = (
     *("gamma", "gae_lambda", "value_norm_decay", "daily_loss", "max_drawdown", "ruin"),
     "maintenance_margin",
 )
+# what naming an instrument sets: value of a point, commission per contract and side
+INSTRUMENTS = {
+    "MNQ": {"point_value_usd": 2.0, "commission_usd": 0.75},
+    "NQ": {"point_value_usd": 20.0, "commission_usd": 2.25},
+}
+_MOST = {"spread_ticks_regular": 1_000, "spread_ticks_other": 1_000, "commission_usd": 1_000}
 _CHOICES = {
+    "instrument": tuple(INSTRUMENTS),
     "critic": ("central", "local"),
     "precision": ("float32", "bfloat16"),
     "value_loss": ("huber", "squared"),
@@ -147,6 +152,11 @@ def _out_of_range(s: Settings) -> Iterator[tuple[str, str]]:
     yield from ((k, "a number above 0") for k in _ABOVE_ZERO if not getattr(s, k) > 0)
     yield from ((k, "a number not below 0") for k in _NOT_NEGATIVE if not getattr(s, k) >= 0)
     yield from ((k, "a number from 0 to 1") for k in _SHARES if not 0 <= getattr(s, k) <= 1)
+    yield from ((k, f"at most {most}") for k, most in _MOST.items() if getattr(s, k) > most)
+    counts = ((k, getattr(s, k)) for k in _ABOVE_ZERO + _NOT_NEGATIVE)
+    yield from ((k, "less than 2^31") for k, n in counts if isinstance(n, int) and n >= 2**31)
+    if not 0 <= s.seed < 2**32:
+        yield "seed", "a whole number from 0 to 4294967295"
     yield from (
         (k, " or ".join(known)) for k, known in _CHOICES.items() if getattr(s, k) not in known
     )
@@ -202,6 +212,8 @@ def read_config(path: str | Path, system: str, base: Settings) -> Settings:
         document = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"The config {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The config {path} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
         raise UserError(f"The config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not set(document) <= {"tactical", "strategic"}:
@@ -226,17 +238,21 @@ def change(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
     typed: dict[str, Any] = {}
     market = dict(base.market_parameters)
     for key, value in changes.items():
+        key = str(key)
         if key.startswith("market."):
             market[key.removeprefix("market.")] = _typed(float, value, key, where)
         elif key == "market_parameters" and isinstance(value, Mapping):
-            market |= {k: _typed(float, v, f"market.{k}", where) for k, v in value.items()}
-        elif key in hints and key != "market_parameters":
+            market |= {str(k): _typed(float, v, f"market.{k}", where) for k, v in value.items()}
+        elif key == "market_parameters":
+            raise UserError(f"`{key}` is {value!r}, expected a mapping ({where}).")
+        elif key in hints:
             typed[key] = _typed(hints[key], value, key, where)
         else:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(hints)}."
             raise UserError(f"Unknown setting `{key}` ({where}).{hint}")
-    return base.replace(**typed, market_parameters=market)
+    implied = INSTRUMENTS.get(typed.get("instrument", ""), {})
+    return base.replace(**(implied | typed), market_parameters=market)
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
@@ -258,10 +274,10 @@ def _typed(kind: Any, value: Any, key: str, where: str) -> Any:
         return str(value).lower() == "true"
     elif kind is str and isinstance(value, str):
         return value
-    elif kind in (int, float) and not isinstance(value, bool):
-        found = _finite(value)
-        if found is not None and (kind is float or found == int(found)):
-            return kind(found)
+    elif kind is int and (whole := _whole(value)) is not None:
+        return whole
+    elif kind is float and (real := _real(value)) is not None:
+        return real
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     wanted = names.get(kind, "a list such as [64,64]")
     raise UserError(f"`{key}` is {value!r}, expected {wanted} ({where}).")
@@ -271,11 +287,21 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.strip("[]() ").split(",") if item.strip()]
 
 
-def _finite(value: Any) -> float | None:
-    """Read a number; YAML 1.1 takes 3e-4 for text, so text may be one."""
+def _whole(value: Any) -> int | None:
+    """Read a whole number, exactly; 1e3 is one."""
+    if isinstance(value, str) and value.lstrip("+-").isdigit():
+        return int(value)
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    real = _real(value)
+    return int(real) if real is not None and real == int(real) else None
+
+
+def _real(value: Any) -> float | None:
+    """Read a finite number; YAML 1.1 takes 3e-4 for text, so text may be one."""
     try:
-        found = float(value)
-    except (TypeError, ValueError):
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if math.isfinite(found) else None
 

@@ -59,6 +59,11 @@ def test_set_reads_text_by_the_type_of_its_setting(text, key, value):
         ("start_equity_usd=1e7", "expected at most 2,684,355"),
         ("point_value_usd=0.123", "whole cents"),
         ("market.kappa=x", "expected a number"),
+        ("instrument=ES", "expected MNQ or NQ"),
+        ("spread_ticks_other=1e9", "expected at most 1000"),
+        ("validate_every=1e10", "expected less than 2"),
+        ("seed=18446744073709551615", "18446744073709551615"),
+        ("seed=-1", "expected a whole number from 0"),
     ],
 )
 def test_what_no_run_could_use_is_refused(text, said):
@@ -71,6 +76,8 @@ def test_what_no_run_could_use_is_refused(text, said):
     [
         ("tactical: {lr_actor: 1e-4, lr_aktor: 2}", "Did you mean `lr_actor`"),
         ("tactical: [1]", "no section `tactical`"),
+        ("tactical: {1: 2}", "Unknown setting `1`"),
+        ("tactical: {market_parameters: 5}", "expected a mapping"),
         ("tactcal: {}", "expected the sections"),
         ("", "expected the sections"),
         ("tactical: {a: [", "is not YAML"),
@@ -83,8 +90,17 @@ def test_config_files_are_read_strictly(tmp_path, text, said):
         config.read_config(file, "tactical", Settings())
 
 
-def test_missing_file_and_bad_assignment():
+def test_naming_an_instrument_sets_its_money():
+    settings = config.change(Settings(), {"instrument": "NQ", "commission_usd": "2"}, "--set")
+    assert (settings.point_value_usd, settings.commission_usd) == (20.0, 2.0)
+
+
+def test_unreadable_files_and_bad_assignment(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         config.read_config("nowhere.yaml", "tactical", Settings())
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"tactical: {instrument: \xe9}")
+    with pytest.raises(UserError, match="not UTF-8"):
+        config.read_config(latin, "tactical", Settings())
     with pytest.raises(UserError, match="expected key=value"):
         config.parse_assignments(["lr_actor"])

@@ -7,6 +7,7 @@ at a time, so that any IEEE machine gets the same cent.
 from __future__ import annotations
 
 import jax.numpy as jnp
+from flax import struct
 
 from gm_jax.env.types import (
     CLOSE,
@@ -53,7 +54,7 @@ def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
     return Bounds(
         low=jnp.where(params.allow_short, -jnp.maximum(cap, -state.position), 0),
         high=jnp.maximum(cap, state.position),
-        flat=state.halted | (state.closed != OPEN_ACCOUNT),
+        flat=state.halted | state.closing | (state.closed != OPEN_ACCOUNT),
     )
 
 
@@ -87,69 +88,100 @@ def stop_price(position: Array, fill: Array, atr: Array, params: EnvParams) -> A
     return jnp.where(wanted, fill - jnp.sign(position) * distance, 0)
 
 
-def advance(state: State, order: Order, market: Market, params: EnvParams) -> tuple[State, Fill]:
-    """Carry the account from the close of bar t to the close of bar t + 1.
+class _Trades(struct.PyTreeNode):
+    """What happens to a position inside one bar, in contracts, ticks and contract-ticks."""
 
-    1. The gap goes to the position held; at a roll it is nobody's and both sides' costs are paid.
-    2. A stop beyond which the bar opens fills at the open; the order then lapses.
-    3. Otherwise the order fills at the open, unless the bar has no volume or follows a hole.
-    4. A stop inside the bar fills at its price, as an order of its own.
-    5. What is left is marked at the close, then the limits are checked.
-    """
-    bar = market.bars[state.t + 1]
-    impact_ticks, atr = market.impact[state.t], market.atr[state.t]
-    flag = {
-        f: (bar[FLAGS] & f) != 0 for f in (TRADED, REGULAR, SESSION_START, ROLL, HOLE)
-    }  # bool each
-    spread_ticks = jnp.where(flag[REGULAR], params.spread_regular, params.spread_other)
+    order: Array  # i32, contracts of the team's order that filled, signed
+    gap_exit: Array  # i32, contracts a stop sold at the open
+    stop_exit: Array  # i32, contracts a stop sold inside the bar
+    carried: Array  # i32, contracts carried over a roll
+    position: Array  # i32, at the close
+    stop: Array  # i32, ticks, at the close
+    gross: Array  # i32, contracts × ticks
+
+
+def _trade(state: State, order: Order, bar: Array, atr: Array, params: EnvParams) -> _Trades:
+    """Carry the position through a bar: gap, stop or order at the open, stop inside, mark."""
+    traded, holey, rolls = (bar[FLAGS] & flag != 0 for flag in (TRADED, HOLE, ROLL))
     held = state.position
+    gap = jnp.where(rolls, 0, bar[GAP])
+    stop = jnp.where(rolls & (state.stop != 0), state.stop + bar[GAP], state.stop)
 
-    gap = jnp.where(flag[ROLL], 0, bar[GAP])
-    stop = jnp.where(flag[ROLL] & (state.stop != 0), state.stop + bar[GAP], state.stop)
-    rolled = jnp.where(flag[ROLL], held, 0)
-
-    long = held > 0
-    gapped = (stop != 0) & flag[TRADED] & jnp.where(long, bar[OPEN] <= stop, bar[OPEN] >= stop)
-    filled = jnp.where(flag[TRADED] & ~flag[HOLE], order.trade, 0)
-    traded = jnp.where(gapped, -held, filled)
-    position = held + traded
+    beyond = jnp.where(held > 0, bar[OPEN] <= stop, bar[OPEN] >= stop)
+    gap_exit = jnp.where(beyond & (stop != 0) & traded, -held, 0)
+    filled = jnp.where(traded & ~holey & (gap_exit == 0), order.trade, 0)
+    position = held + gap_exit + filled
 
     grown = (jnp.abs(position) > jnp.abs(held)) | (position * held < 0)
     stop = jnp.where(grown, stop_price(position, bar[OPEN], atr, params), stop)
     stop = jnp.where(position == 0, 0, stop)
-    hit = jnp.where(position > 0, bar[LOW] <= stop, bar[HIGH] >= stop)
-    hit = hit & (stop != 0) & flag[TRADED]
-    stopped = jnp.where(hit, -position, 0)
+    hit = jnp.where(position > 0, bar[LOW] <= stop, bar[HIGH] >= stop) & (stop != 0) & traded
     exit_price = jnp.where(hit, stop, bar[CLOSE])
-    gross = (held * gap + position * (exit_price - bar[OPEN])) * params.tick_cents
-
-    orders = jnp.stack([rolled, rolled, traded, stopped])
-    items = order_cost(orders, spread_ticks, impact_ticks, params)
-    commission, spread, impact = (item.sum(dtype=jnp.int32) for item in items)
-    fill = Fill(
-        traded=jnp.where(gapped, 0, traded),
-        gross=gross,
-        commission=commission,
-        spread=spread,
-        impact=impact,
-        roll_cost=jnp.stack(items)[:, :2].sum(dtype=jnp.int32),
-        stopped=gapped | hit,
+    both = jnp.minimum(jnp.abs(held), jnp.abs(position))
+    return _Trades(
+        order=filled,
+        gap_exit=gap_exit,
+        stop_exit=jnp.where(hit, -position, 0),
+        carried=jnp.where(rolls & (position * held > 0), both, 0),
+        position=jnp.where(hit, 0, position),
+        stop=jnp.where(hit, 0, stop),
+        gross=held * gap + position * (exit_price - bar[OPEN]),
     )
-    equity = state.equity + gross - fill.cost
-    position = position + stopped
-    session_equity = jnp.where(flag[SESSION_START], state.equity, state.session_equity)
+
+
+def advance(state: State, order: Order, market: Market, params: EnvParams) -> tuple[State, Fill]:
+    """Carry the account from the close of bar t to the close of bar t + 1.
+
+    1. The gap goes to the position held; at a roll it is nobody's, and both sides' costs are paid
+       for what is carried past the open, whatever the bar's volume.
+    2. A stop beyond which the bar opens fills at the open; the order then lapses.
+    3. Otherwise the order fills at the open, unless the bar has no volume or follows a hole.
+    4. A stop inside the bar fills at its price, as an order of its own.
+    5. What is left is marked at the close, then the limits are checked. A daily-loss halt ends with
+       the session, but what it could not close in it is closed first.
+    """
+    bar = market.bars[state.t + 1]
+    trades = _trade(state, order, bar, market.atr[state.t], params)
+    fill = _fill(trades, bar, market.impact[state.t], params)
+    equity = state.equity + fill.gross - fill.cost
+    opens = (bar[FLAGS] & SESSION_START) != 0
+    session_equity = jnp.where(opens, state.equity, state.session_equity)
     state = state.replace(
         t=state.t + 1,
         steps=state.steps + 1,
-        position=position,
-        stop=jnp.where(position == 0, 0, stop),
+        position=trades.position,
+        stop=trades.stop,
         equity=equity,
         peak=jnp.maximum(state.peak, equity),
         session_equity=session_equity,
-        halted=(state.halted & ~flag[SESSION_START])
-        | below(equity, session_equity, params.daily_loss),
+        halted=(state.halted & ~opens) | below(equity, session_equity, params.daily_loss),
+        closing=(state.closing | (state.halted & opens)) & (trades.position != 0),
     )
     return state.replace(closed=closing_reason(state, bar[CLOSE], params)), fill
+
+
+def _fill(trades: _Trades, bar: Array, impact_ticks: Array, params: EnvParams) -> Fill:
+    """Return what the bar's trades earned and cost; each is an order of its own."""
+    exits = trades.gap_exit + trades.stop_exit  # never both
+    orders = jnp.stack([trades.order, exits, trades.carried, trades.carried])
+    items = jnp.stack(order_cost(orders, spread_width(bar, params), impact_ticks, params))
+    commission, spread, impact = items.sum(axis=1, dtype=jnp.int32)
+    return Fill(
+        traded=trades.order,
+        gross=trades.gross * params.tick_cents,
+        commission=commission,
+        spread=spread,
+        impact=impact,
+        order_cost=items[:, 0].sum(dtype=jnp.int32),
+        roll_cost=items[:, 2:].sum(dtype=jnp.int32),
+        stopped=exits != 0,
+    )
+
+
+def spread_width(bar: Array, params: EnvParams) -> Array:
+    """Return the width of the spread in a bar, ticks."""
+    regular = (bar[FLAGS] & REGULAR) != 0
+    return jnp.where(regular, params.spread_regular, params.spread_other)
 
 
 def below(equity: Array, reference: Array, loss: Array) -> Array:
@@ -183,19 +215,16 @@ def closing_reason(state: State, price: Array, params: EnvParams) -> Array:
 
 def close_out(state: State, market: Market, params: EnvParams) -> Fill:
     """Return the fill that closes the position at the close of the last bar, with costs."""
-    bar = market.bars[state.t]
-    regular = (bar[FLAGS] & REGULAR) != 0
-    spread_ticks = jnp.where(regular, params.spread_regular, params.spread_other)
+    width = spread_width(market.bars[state.t], params)
     zero = jnp.zeros_like(state.position)
-    commission, spread, impact = order_cost(
-        state.position, spread_ticks, market.impact[state.t], params
-    )
+    commission, spread, impact = order_cost(state.position, width, market.impact[state.t], params)
     return Fill(
         traded=-state.position,
         gross=zero,
         commission=commission,
         spread=spread,
         impact=impact,
+        order_cost=commission + spread + impact,
         roll_cost=zero,
         stopped=jnp.zeros_like(state.halted),
     )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.config import Settings
+from gm_jax.env.rewards import TERMS
 from gm_jax.env.types import (
     HOLE,
     REGULAR,
@@ -54,33 +55,49 @@ def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tup
 
 
 def build_market(
-    bars: Bars, names: Sequence[str], train: tuple[int, int], episode_length: int, contract: int
+    bars: Bars, settings: Settings, train: tuple[int, int], episode_length: int
 ) -> Market:
     """Return the market on the device, with the scaler fitted on the training bars alone.
 
     Args:
         bars: T bars.
-        names: F features, in the order of the networks' inputs.
+        settings: `features`, F of them, in the order of the networks' inputs; sizes and money.
         train: half-open range of training bars.
         episode_length: steps of a training window; none contains a hole or a roll.
-        contract: cents that one tick is worth at the largest position, for the range check.
 
     Raises:
         UserError: prices that int32 cents cannot carry.
     """
+    names = settings.features
     columns = features.compute((*names, *_SIMULATOR), bars)
-    first = warmup(names)
-    columns[:first] = 0
+    columns[: warmup(names)] = 0
     values, (deviation, notional, atr) = columns[:, : len(names)], columns[:, len(names) :].T
+    first, end = train
+    scale = values[first:end].std(axis=0)
+    starts = np.flatnonzero(clean_runs(bars, train) >= episode_length)
+    return Market(
+        bars=jnp.asarray(_bar_table(bars, settings), dtype=jnp.int32),
+        features=jnp.asarray(values, dtype=jnp.float32),
+        impact=jnp.asarray(_impact(bars, deviation, notional), dtype=jnp.float32),
+        atr=jnp.asarray(atr / bars.tick, dtype=jnp.float32),
+        starts=jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
+        num_starts=jnp.asarray(len(starts), dtype=jnp.int32),
+        mean=jnp.asarray(values[first:end].mean(axis=0), dtype=jnp.float32),
+        scale=jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
+    )
 
-    ticks = {k: np.rint(getattr(bars, k) / bars.tick) for k in ("open", "high", "low", "close")}
-    if ticks["high"].max() * contract >= 2**31:
+
+def _bar_table(bars: Bars, settings: Settings) -> np.ndarray:
+    """Return [T, 6]: open, high, low, close and gap in ticks, flags."""
+    points = np.stack([bars.open, bars.high, bars.low, bars.close], axis=1)
+    ticks = np.rint(points / bars.tick)
+    largest = settings.max_contracts * tick_cents(settings)
+    if ticks.max() * largest >= 2**31:
         raise UserError(
             f"The highest price {bars.high.max()} makes a position worth more than int32 cents "
             "can hold; set a smaller max_contracts or point_value_usd."
         )
-    gap = np.diff(ticks["open"], prepend=ticks["open"][:1])
-    gap[1:] = ticks["open"][1:] - ticks["close"][:-1]
+    gap = np.append(0, ticks[1:, 0] - ticks[:-1, 3])
     opens = np.diff(bars.session, prepend=bars.session[:1] - 1) != 0
     flags = (
         TRADED * (bars.volume > 0)
@@ -90,20 +107,18 @@ def build_market(
         + ROLL * bars.roll
         + HOLE * bars.hole
     )
+    return np.column_stack([ticks, gap, flags])
+
+
+def _impact(bars: Bars, deviation: np.ndarray, notional: np.ndarray) -> np.ndarray:
+    """Return σ20 · √(price / mean notional20), [T] ticks.
+
+    After 20 bars without volume the last known volume stands.
+    """
+    known = np.maximum.accumulate(np.where(notional > 0, np.arange(len(bars)), 0))
+    notional = notional[known]
     share = np.divide(bars.close, notional, out=np.zeros(len(bars)), where=notional > 0)
-    runs = clean_runs(bars, (max(train[0], first), train[1]))
-    starts = np.flatnonzero(runs >= episode_length)
-    scale = values[train[0] : train[1]].std(axis=0)
-    return Market(
-        bars=jnp.asarray(np.stack([*ticks.values(), gap, flags], axis=1), dtype=jnp.int32),
-        features=jnp.asarray(values, dtype=jnp.float32),
-        impact=jnp.asarray(deviation / bars.tick * np.sqrt(share), dtype=jnp.float32),
-        atr=jnp.asarray(atr / bars.tick, dtype=jnp.float32),
-        starts=jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
-        num_starts=jnp.asarray(len(starts), dtype=jnp.int32),
-        mean=jnp.asarray(values[train[0] : train[1]].mean(axis=0), dtype=jnp.float32),
-        scale=jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
-    )
+    return deviation / bars.tick * np.sqrt(share)
 
 
 def env_params(settings: Settings, episode_length: int) -> EnvParams:
@@ -133,10 +148,7 @@ def env_params(settings: Settings, episode_length: int) -> EnvParams:
         "stop_atr": settings.stop_atr,
         "risk_aversion": settings.risk_aversion,
     }
-    weights = {
-        "drawdown": settings.reward_drawdown,
-        "shortfall": settings.reward_shortfall,
-    }
+    weights = {name: getattr(settings, f"reward_{name}") for name in TERMS}
     return EnvParams(
         **{k: jnp.asarray(v, dtype=jnp.int32) for k, v in integers.items()},
         **{k: jnp.asarray(v, dtype=jnp.float32) for k, v in reals.items()},

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gm_jax.env import account, rewards
+from gm_jax.env.ops import select, uniform
 from gm_jax.env.types import (
     CLOSE,
     MARGIN_CALL,
@@ -71,6 +72,7 @@ def start(t: Array, params: EnvParams, team: Team) -> State:
         peak=params.start_equity,
         session_equity=params.start_equity,
         halted=jnp.zeros_like(params.allow_short),
+        closing=jnp.zeros_like(params.allow_short),
         closed=zero,
     )
 
@@ -84,17 +86,21 @@ def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
     bits = jax.random.bits(key, (4,), dtype=jnp.uint32)
     window = (bits[0] % market.num_starts.astype(jnp.uint32)).astype(jnp.int32)
     fresh = start(market.starts[window], params, team)
-    highest = params.max_contracts
-    lowest = jnp.where(params.allow_short, -highest, 0)
-    span = (highest - lowest + 1).astype(jnp.uint32)
-    position = lowest + (bits[1] % span).astype(jnp.int32)
     price, atr = market.bars[fresh.t, CLOSE], market.atr[fresh.t]
+    highest = account.leverage_cap(params.start_equity, price, params)
+    position = uniform(bits[1], jnp.where(params.allow_short, -highest, 0), highest)
     drawn = fresh.replace(
         position=position,
         controls=team.random(bits[2:], params),
         stop=account.stop_price(position, price, atr, params),
     )
-    return jax.tree.map(lambda a, b: jnp.where(params.random_start, a, b), drawn, fresh)
+    return select(params.random_start, drawn, fresh)
+
+
+def reset_many(key: Array, count: int, market: Market, params: EnvParams, team: Team) -> State:
+    """Return `count` independent windows, leaves [count, …]."""
+    keys = jax.random.split(key, count)
+    return jax.vmap(lambda k: reset(k, market, params, team))(keys)
 
 
 def observe(state: State, market: Market, params: EnvParams, team: Team) -> Observation:
@@ -107,8 +113,8 @@ def observe(state: State, market: Market, params: EnvParams, team: Team) -> Obse
     position, elapsed = counts / most
     book = jnp.stack([position, rewards.drawdown_of(state), 1 - elapsed])
     return Observation(
-        actor=jnp.concatenate([shared, roles[:, None]], axis=1),
-        critic=jnp.concatenate([features, book, roles]),
+        obs=jnp.concatenate([shared, roles[:, None]], axis=1),
+        global_obs=jnp.concatenate([features, book, roles]),
         mask=team.masks(state, account.bounds(state, market, params), params),
     )
 
@@ -131,16 +137,12 @@ def step(
     """
     order = team.compose(state, actions, account.bounds(state, market, params), params)
     after, fill = account.advance(state, order, market, params)
-    stopped = team.stopped(order.controls)
-    controls = jax.tree.map(lambda a, b: jnp.where(fill.stopped, a, b), stopped, order.controls)
+    controls = select(fill.stopped, team.stopped(order.controls), order.controls)
     after = after.replace(controls=controls)
 
-    shared = rewards.equity(state, after, params)
-    terms = {
-        "drawdown": rewards.drawdown(state, after),
-        "shortfall": rewards.shortfall(order, fill, market.bars[state.t + 1], params),
-    }
-    terms = {name: terms[name] for name in team.TERMS}
+    seen = rewards.Step(state, after, order, fill, market.bars[state.t + 1])
+    shared = rewards.equity(seen, params)
+    terms = {name: rewards.TERMS[name](seen, params) for name in team.TERMS}
     reward = jnp.full(len(team.AGENTS), shared - params.risk_aversion * shared**2)
     for name, agent in team.TERMS.items():
         weighted = params.reward_weights[name] * terms[name]
@@ -153,5 +155,6 @@ def step(
         terms={"equity": shared, **terms},
         terminated=terminated,
         truncated=ended & ~terminated,
+        target=state.position + order.trade,
         fill=fill,
     )

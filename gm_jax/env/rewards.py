@@ -6,7 +6,10 @@ zero whatever is done; `drawdown` only charges for risk that was taken.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from flax import struct
 
 from gm_jax.env.types import CLOSE, FLAGS, GAP, OPEN, ROLL, Array, EnvParams, Fill, Order, State
 
@@ -14,14 +17,25 @@ from gm_jax.env.types import CLOSE, FLAGS, GAP, OPEN, ROLL, Array, EnvParams, Fi
 BASIS_POINTS = 1e4
 
 
-def equity(before: State, after: State, params: EnvParams) -> Array:
+class Step(struct.PyTreeNode):
+    """What a reward term may look at."""
+
+    before: State
+    after: State
+    order: Order
+    fill: Fill
+    bar: Array  # [6] i32, the bar after the decision
+
+
+def equity(step: Step, params: EnvParams) -> Array:
     """Return the change of net equity after all costs, bp of start equity."""
-    return in_bp(after.equity - before.equity, params)
+    return in_bp(step.after.equity - step.before.equity, params)
 
 
-def drawdown(before: State, after: State) -> Array:
+def drawdown(step: Step, params: EnvParams) -> Array:
     """Return −max(0, increase of drawdown), bp of the peak."""
-    return -jnp.maximum(drawdown_of(after) - drawdown_of(before), 0) * BASIS_POINTS
+    del params
+    return -jnp.maximum(drawdown_of(step.after) - drawdown_of(step.before), 0) * BASIS_POINTS
 
 
 def drawdown_of(state: State) -> Array:
@@ -29,24 +43,28 @@ def drawdown_of(state: State) -> Array:
     return (state.peak - state.equity).astype(jnp.float32) / state.peak.astype(jnp.float32)
 
 
-def shortfall(order: Order, fill: Fill, bar: Array, params: EnvParams) -> Array:
+def shortfall(step: Step, params: EnvParams) -> Array:
     """Return −(price paid beyond the decision price + drift against what was left), bp.
 
-    Args:
-        order: what was wanted at the decision.
-        fill: what was filled; its costs count, those of a roll do not.
-        bar: [6] i32, the bar after the decision.
-        params: of the environment.
+    The order's own costs count, those of a roll or a stop do not.
 
     Source: implementation shortfall, Perold (1988).
     """
+    bar, filled = step.bar, step.fill.traded
     gap = jnp.where((bar[FLAGS] & ROLL) != 0, 0, bar[GAP])
-    left = order.wanted - fill.traded
-    drift = fill.traded * gap + left * (gap + bar[CLOSE] - bar[OPEN])
-    return -in_bp(drift * params.tick_cents + fill.cost - fill.roll_cost, params)
+    left = step.order.wanted - filled
+    drift = filled * gap + left * (gap + bar[CLOSE] - bar[OPEN])
+    return -in_bp(drift * params.tick_cents + step.fill.order_cost, params)
 
 
 def in_bp(cents: Array, params: EnvParams) -> Array:
     """Convert cents to basis points of the start equity."""
     scale = BASIS_POINTS / params.start_equity.astype(jnp.float32)
     return cents.astype(jnp.float32) * scale
+
+
+# every term beside the change of equity; a team's TERMS says who receives which
+TERMS: dict[str, Callable[[Step, EnvParams], Array]] = {
+    "drawdown": drawdown,
+    "shortfall": shortfall,
+}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import struct
 
+from gm_jax.env.ops import uniform
 from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 
 
@@ -44,11 +45,6 @@ def random(bits: Array, params: EnvParams) -> Controls:
     limit = uniform(bits[0], jnp.zeros_like(params.max_contracts), params.max_contracts)
     low = jnp.where(params.allow_short, -limit, 0)
     return Controls(uniform(bits[1], low, limit), limit)
-
-
-def uniform(bits: Array, low: Array, high: Array) -> Array:
-    """Draw a whole number from low to high, both included (i32), from 32 random bits."""
-    return low + (bits % (high - low + 1).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def moves(params: EnvParams) -> Array:

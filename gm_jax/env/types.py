@@ -71,6 +71,7 @@ class State(struct.PyTreeNode):
     peak: Array  # i32, cents, highest equity so far
     session_equity: Array  # i32, cents, at the open of the running session
     halted: Array  # bool, the daily loss limit was hit in this session
+    closing: Array  # bool, a halt of an earlier session has not found its fill yet
     closed: Array  # i32, why the account takes no more risk; 0 = it does
 
 
@@ -98,6 +99,7 @@ class Fill(struct.PyTreeNode):
     commission: Array  # i32
     spread: Array  # i32
     impact: Array  # i32
+    order_cost: Array  # i32, of which for the team's order
     roll_cost: Array  # i32, of which for carrying a position over a roll
     stopped: Array  # bool
 
@@ -114,12 +116,13 @@ class Outcome(struct.PyTreeNode):
     terms: dict[str, Array]  # f32, the reward's terms before weighting, bp
     terminated: Array  # bool, no bootstrap
     truncated: Array  # bool, bootstrap at the real next state
+    target: Array  # i32, contracts, the position that the order aimed at
     fill: Fill
 
 
 class Observation(struct.PyTreeNode):
     """What the agents and the critic see at the close of bar t."""
 
-    actor: Array  # [A, O] f32: features and the agent's role value
-    critic: Array  # [G] f32: features, account, every role value
+    obs: Array  # [A, O] f32: features and the agent's role value
+    global_obs: Array  # [G] f32: features, account, every role value
     mask: Array  # [A, K] bool, legal actions

@@ -1,6 +1,7 @@
 """MAPPO: rollout, advantages, epochs of minibatches, validation: one compiled program.
 
-`train` is the table of contents. The host calls it, logs and saves; nothing else leaves the device.
+`iterate` and `update` are the table of contents. The host calls `train`, logs and saves; nothing
+else leaves the device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from gm_jax.env import core
+from gm_jax.env.ops import select
 from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import loss, networks, value_norm
 from gm_jax.mappo.gae import gae
@@ -35,12 +37,10 @@ def init_state(key: Array, market: Market, params: EnvParams, config: Config) ->
     """Return fresh networks, optimisers and environments."""
     key, actor_key, critic_key, env_key = jax.random.split(key, 4)
     team, agents = config.system.team, len(config.system.agents)
-    env = jax.vmap(core.reset, in_axes=(0, None, None, None))(
-        jax.random.split(env_key, config.num_envs), market, params, team
-    )
+    env = core.reset_many(env_key, config.num_envs, market, params, team)
     obs = core.observe(jax.tree.map(lambda x: x[0], env), market, params, team)
     actor = networks.init(
-        actor_key, networks.actor_network(config), obs.actor.shape[-1], copies=agents
+        actor_key, networks.actor_network(config), obs.obs.shape[-1], copies=agents
     )
     critic = networks.init(
         critic_key,
@@ -130,7 +130,7 @@ def iterate(
     )
     better = due & (score > state.best.score)
     candidate = Best(state.networks, score, sharpe, state.iteration)
-    best = jax.tree.map(partial(jnp.where, better), candidate, state.best)
+    best = select(better, candidate, state.best)
     metrics |= {"ratio_error": ratio_error, "selection_score": score, "validation_sharpe": sharpe}
     return state.replace(best=best), metrics
 
@@ -165,8 +165,8 @@ def prepare(
 ) -> tuple[Batch, Array]:
     """Return the rollout as a flat batch with advantages and targets, and the returns in bp."""
     norm = nets.value_norm
-    value = networks.values(config, nets.critic, rollout.critic)
-    next_value = networks.values(config, nets.critic, rollout.next_critic)
+    value = networks.values(config, nets.critic, rollout.global_obs)
+    next_value = networks.values(config, nets.critic, rollout.next_global_obs)
     advantage, returns = gae(
         rollout.reward,
         value_norm.denormalise(norm, value),
@@ -178,8 +178,8 @@ def prepare(
     )
     centred = advantage - advantage.mean((0, 1))
     batch = Batch(
-        actor=rollout.actor,
-        critic=rollout.critic,
+        obs=rollout.obs,
+        global_obs=rollout.global_obs,
         mask=rollout.mask,
         action=rollout.action,
         log_prob=rollout.log_prob,
@@ -215,7 +215,7 @@ def learn(
         critic, critic_opt = _adam(
             critic_grad, state.critic_opt, nets.critic, hyper.lr_critic * anneal, hyper
         )
-        keep = jax.vmap(lambda s, old, new: jax.tree.map(partial(jnp.where, s), old, new))
+        keep = jax.vmap(select)  # over agents
         state = state.replace(
             networks=nets.replace(actor=keep(stopped, nets.actor, actor), critic=critic),
             actor_opt=keep(stopped, state.actor_opt, actor_opt),

@@ -22,7 +22,7 @@ def actor_loss(
 
     Source: Schulman et al. (2017), arXiv 1707.06347; KL estimate (ρ − 1) − log ρ.
     """
-    logits = networks.masked_logits(config, params, batch.actor, batch.mask)
+    logits = networks.masked_logits(config, params, batch.obs, batch.mask)
     log_prob, entropy = networks.log_probs(logits, batch.action)
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -40,11 +40,11 @@ def actor_loss(
 
 
 def critic_loss(params: Any, batch: Batch, hyper: Hyper, config: Config) -> tuple[Array, Metrics]:
-    """Return the clipped value loss, mean over agents and steps, in normalised units.
+    """Return the clipped value loss in normalised units, summed over agents, and metrics [A].
 
     L = E[max(ℓ(V − R), ℓ(V_old + clip(V − V_old, ±ε) − R))],  ℓ Huber or half the square
     """
-    value = networks.values(config, params, batch.critic)
+    value = networks.values(config, params, batch.global_obs)
     moved = batch.value + jnp.clip(value - batch.value, -hyper.clip_eps, hyper.clip_eps)
     errors = [_error(v - batch.target, hyper, config) for v in (value, moved)]
     loss = jnp.maximum(*errors).mean(0)

@@ -24,18 +24,22 @@ class MLP(nn.Module):
     output_scale: float  # of the orthogonal initialisation
     layer_norm: int
     dtype: Any
+    precision: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map [..., O] to [..., outputs] f32."""
         hidden = nn.initializers.orthogonal(2**0.5)
         for layer, width in enumerate(self.hidden_sizes):
-            x = nn.Dense(width, kernel_init=hidden, dtype=self.dtype)(x)
+            x = nn.Dense(width, kernel_init=hidden, dtype=self.dtype, precision=self.precision)(x)
             if layer < self.layer_norm:
                 x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
             x = nn.relu(x)
         output = nn.initializers.orthogonal(self.output_scale)
-        return nn.Dense(self.outputs, kernel_init=output, dtype=self.dtype)(x).astype(jnp.float32)
+        last = nn.Dense(
+            self.outputs, kernel_init=output, dtype=self.dtype, precision=self.precision
+        )
+        return last(x).astype(jnp.float32)
 
 
 def actor_network(config: Config) -> MLP:
@@ -50,7 +54,9 @@ def critic_network(config: Config) -> MLP:
 
 def _mlp(config: Config, outputs: int, output_scale: float) -> MLP:
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    return MLP(config.hidden_sizes, outputs, output_scale, config.layer_norm, dtype)
+    # without it GPUs compute float32 products in TF32, which keeps ten bits of each factor
+    precision = None if config.bfloat16 else jax.lax.Precision.HIGHEST
+    return MLP(config.hidden_sizes, outputs, output_scale, config.layer_norm, dtype, precision)
 
 
 def init(key: Array, network: MLP, inputs: int, copies: int) -> Any:

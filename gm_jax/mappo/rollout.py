@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gm_jax.env import core
+from gm_jax.env.ops import select
 from gm_jax.env.types import Array, EnvParams, Market, Observation, State
 from gm_jax.mappo import networks
 from gm_jax.mappo.types import Config, TrainState, Transition
@@ -15,17 +16,15 @@ from gm_jax.mappo.types import Config, TrainState, Transition
 
 def critic_input(obs: Observation, config: Config) -> Array:
     """Return what the critic sees: everything (central) or each agent's own view (local)."""
-    return obs.critic if config.central else obs.actor
+    return obs.global_obs if config.central else obs.obs
 
 
 def auto_reset(
     key: Array, state: State, done: Array, market: Market, params: EnvParams, config: Config
 ) -> State:
     """Return the states, those that are done replaced by the start of a new window."""
-    fresh = jax.vmap(core.reset, in_axes=(0, None, None, None))(
-        jax.random.split(key, config.num_envs), market, params, config.system.team
-    )
-    return jax.vmap(lambda d, a, b: jax.tree.map(partial(jnp.where, d), a, b))(done, fresh, state)
+    fresh = core.reset_many(key, config.num_envs, market, params, config.system.team)
+    return jax.vmap(select)(done, fresh, state)
 
 
 def collect(
@@ -43,15 +42,15 @@ def collect(
     def step(env: State, key: Array) -> tuple[State, Transition]:
         action_key, reset_key = jax.random.split(key)
         obs = observe(env)
-        logits = networks.masked_logits(config, state.networks.actor, obs.actor, obs.mask)
+        logits = networks.masked_logits(config, state.networks.actor, obs.obs, obs.mask)
         action = jax.random.categorical(action_key, logits).astype(jnp.int32)
         log_prob, _ = networks.log_probs(logits, action)
         after, outcome = advance(env, action)
         done = outcome.terminated | outcome.truncated
         transition = Transition(
-            actor=obs.actor,
-            critic=critic_input(obs, config),
-            next_critic=critic_input(observe(after), config),
+            obs=obs.obs,
+            global_obs=critic_input(obs, config),
+            next_global_obs=critic_input(observe(after), config),
             mask=obs.mask,
             action=action,
             log_prob=log_prob,

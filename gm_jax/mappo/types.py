@@ -34,7 +34,7 @@ class Config:
 
 
 class Hyper(struct.PyTreeNode):
-    """What the program traces: change or vmap it without recompiling; all f32 scalars."""
+    """What the program traces: change or vmap it without recompiling; f32 scalars unless noted."""
 
     lr_actor: Array
     lr_critic: Array
@@ -92,9 +92,9 @@ class TrainState(struct.PyTreeNode):
 class Transition(struct.PyTreeNode):
     """One step of every environment; H-stacked it is the rollout."""
 
-    actor: Array  # [H, N, A, O] f32
-    critic: Array  # [H, N, G] f32, or what the local critics see
-    next_critic: Array  # [H, N, G] f32, of the real next state, before any reset
+    obs: Array  # [H, N, A, O] f32
+    global_obs: Array  # [H, N, G] f32; with local critics [H, N, A, O]
+    next_global_obs: Array  # the same, of the real next state, before any reset
     mask: Array  # [H, N, A, K] bool
     action: Array  # [H, N, A] i32
     log_prob: Array  # [H, N, A] f32
@@ -108,8 +108,8 @@ class Transition(struct.PyTreeNode):
 class Batch(struct.PyTreeNode):
     """What the losses need, one row per environment step."""
 
-    actor: Array  # [B, A, O]
-    critic: Array  # [B, G]
+    obs: Array  # [B, A, O]
+    global_obs: Array  # [B, G]; with local critics [B, A, O]
     mask: Array  # [B, A, K]
     action: Array  # [B, A]
     log_prob: Array  # [B, A]

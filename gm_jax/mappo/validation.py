@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from gm_jax.env import core
+from gm_jax.env import account, core
+from gm_jax.env.ops import select
 from gm_jax.env.types import FLAGS, SESSION_END, Array, EnvParams, Market, State
 from gm_jax.mappo import networks
 from gm_jax.mappo.types import Config
@@ -29,7 +30,7 @@ class Segments(struct.PyTreeNode):
 def greedy(actor: Any, state: State, market: Market, params: EnvParams, config: Config) -> Array:
     """Return the most likely legal action of each agent, [A] i32, for one environment."""
     obs = core.observe(state, market, params, config.system.team)
-    logits = networks.masked_logits(config, actor, obs.actor, obs.mask)
+    logits = networks.masked_logits(config, actor, obs.obs, obs.mask)
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
@@ -53,9 +54,11 @@ def segment_score(
         state, base, total, square, count = carry
         alive = i < segments.steps
         after = step(state)
-        state = jax.vmap(lambda a, new, old: jax.tree.map(partial(jnp.where, a), new, old))(
-            alive, after, state
-        )
+        state = jax.vmap(select)(alive, after, state)
+        # the last position of a segment is closed, with costs
+        exit_cost = jax.vmap(partial(account.close_out, market=market, params=params))(state).cost
+        last = i == segments.steps - 1
+        state = state.replace(equity=state.equity - jnp.where(last, exit_cost, 0))
         ended = alive & ((market.bars[state.t, FLAGS] & SESSION_END) != 0)
         gain = (state.equity - base).astype(jnp.float32) / base.astype(jnp.float32)
         gain = jnp.where(ended, gain, 0)

@@ -55,6 +55,11 @@ def split_bars(bars: Bars, settings: Settings, warmup: int) -> Split:
     validation = usable - train - test
     first_validation = train + embargo
     first_test = first_validation + validation + embargo
+    if edges[train] - settings.purge_bars <= edges[0]:
+        raise UserError(
+            f"Training has {edges[train] - edges[0]} bars, not more than purge_bars "
+            f"{settings.purge_bars}; give a longer file or a smaller purge_bars."
+        )
     return Split(
         train=(int(edges[0]), int(edges[train]) - settings.purge_bars),
         validation=(int(edges[first_validation]), int(edges[first_validation + validation])),

@@ -79,7 +79,14 @@ MARKETS: dict[str, Recipe] = {
 }
 
 
-def generate(market: str, *, bars: int, minutes: int, seed: int, **parameters: float) -> World:
+def generate(
+    market: str,
+    *,
+    bars: int,
+    minutes: int,
+    seed: int,
+    parameters: Mapping[str, float] | None = None,
+) -> World:
     """Generate a market, the same bars for the same arguments.
 
     A longer run of the same seed begins with the shorter one. Sessions are full and follow each
@@ -90,7 +97,7 @@ def generate(market: str, *, bars: int, minutes: int, seed: int, **parameters: f
         bars: T, at least 1; need not be whole sessions.
         minutes: length of a bar, 5 or 30.
         seed: 0 or more.
-        **parameters: the market's own, see `MARKETS`; defaults depend on `minutes`.
+        parameters: the market's own, see `MARKETS`; defaults depend on `minutes`.
 
     Raises:
         UserError: an argument is unknown or out of range.
@@ -98,7 +105,7 @@ def generate(market: str, *, bars: int, minutes: int, seed: int, **parameters: f
     recipe = _recipe(market)
     if minutes not in BAR_MINUTES:
         raise UserError(f"minutes={minutes!r}: generated bars last 5 or 30 minutes.")
-    effective = _effective(market, recipe, minutes, parameters)
+    effective = _effective(market, recipe, minutes, parameters or {})
     most = MAX_SESSIONS * (SESSION_MINUTES // minutes)
     bars, seed = _whole("bars", bars, 1, most), _whole("seed", seed, 0, 2**64 - 1)
 

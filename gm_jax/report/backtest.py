@@ -12,7 +12,9 @@ import numpy as np
 
 from gm_jax.env import account, core
 from gm_jax.env.core import Team
-from gm_jax.env.types import Array, EnvParams, Fill, Market, State
+from gm_jax.env.ops import select
+from gm_jax.env.types import Array, EnvParams, Market, State
+from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
 from gm_jax.report.policies import Policy
 
@@ -59,11 +61,11 @@ class Ledger:
         """Return the ledger if start + gross − costs = equity holds on every row, to the cent.
 
         Raises:
-            OverflowError: it does not: the account left the range of int32 cents.
+            UserError: it does not: the account left the range of int32 cents.
         """
         equity = self.start_equity + np.cumsum(self.gross - self.cost)
         if not np.array_equal(equity[:-1], self.equity[1:]) or equity[-1] != self.final_equity:
-            raise OverflowError(
+            raise UserError(
                 "The ledger does not add up: the account left the range of int32 cents "
                 "($21 million). Set a smaller start_equity_usd or max_contracts."
             )
@@ -157,25 +159,19 @@ def _run(
 
     def body(state: State, i: Array) -> tuple[State, dict[str, Any]]:
         actions = policy(data, state, market, params, team)
-        bounds = account.bounds(state, market, params)
-        order = team.compose(state, actions, bounds, params)
         after, outcome = core.step(state, actions, market, params, team)
         last = i >= count - 1
-        fill: Fill = jax.tree.map(
-            lambda a, b: jnp.where(last, a, b),
-            account.close_out(state, market, params),
-            outcome.fill,
-        )
+        fill = select(last, account.close_out(state, market, params), outcome.fill)
         row = {
             "actions": actions,
             "position": state.position,
-            "target": state.position + order.trade,
+            "target": outcome.target,
             "equity": state.equity,
             "fill": fill,
             "after": jnp.where(last, 0, after.position),
             "closed": state.closed,
         }
-        return jax.tree.map(lambda a, b: jnp.where(last, a, b), state, after), row
+        return select(last, state, after), row
 
     state, rows = jax.lax.scan(body, core.start(first, params, team), jnp.arange(length))
     return rows, state.equity - account.close_out(state, market, params).cost
@@ -187,9 +183,8 @@ def _ledger(rows: dict[str, Any], final: np.ndarray, bars: Bars, params: EnvPara
         k: np.asarray(getattr(fill, k), dtype=np.int64)
         for k in ("gross", "commission", "spread", "impact", "roll_cost")
     }
-    # a stop inside the bar trades a second time: entry and exit both count
-    change = np.abs(rows["after"] - rows["position"])
-    through = np.abs(fill.traded) + np.abs(rows["position"] + fill.traded - rows["after"])
+    # a stop trades after the order: both count
+    stopped = rows["position"] + fill.traded - rows["after"]
     return Ledger(
         time=bars.time,
         session=bars.session,
@@ -198,7 +193,7 @@ def _ledger(rows: dict[str, Any], final: np.ndarray, bars: Bars, params: EnvPara
         target=rows["target"],
         equity=rows["equity"].astype(np.int64),
         **wide,
-        traded=np.maximum(change, through),
+        traded=np.abs(fill.traded) + np.abs(stopped),
         closed=rows["closed"],
         start_equity=int(params.start_equity),
         final_equity=int(final),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gm_jax.market.data_report import iso
 from gm_jax.report.backtest import Ledger
 
 
@@ -15,12 +16,22 @@ STILL = 1e-12  # a deviation that is rounding
 
 
 def session_returns(ledger: Ledger) -> np.ndarray:
-    """Return each session's change of equity over its opening equity, [sessions] f64."""
+    """Return each session's change of equity over its opening equity, [sessions] f64.
+
+    Sessions that open without equity count as 0.
+    """
     last = np.flatnonzero(np.append(np.diff(ledger.session) != 0, True))
     equity = ledger.equity[last].astype(np.float64)
     equity[-1] = ledger.final_equity
     opening = np.concatenate([[ledger.start_equity], equity[:-1]])
-    return equity / opening - 1
+    solvent = opening > 0
+    return np.where(solvent, equity / np.where(solvent, opening, 1) - 1, 0)
+
+
+def full_sessions(ledger: Ledger) -> int:
+    """Return how many sessions have at least four fifths of the median one's bars."""
+    bars = np.unique(ledger.session, return_counts=True)[1]
+    return int((bars >= 0.8 * np.median(bars)).sum())
 
 
 def sharpe_ratio(returns: np.ndarray) -> float | None:
@@ -41,7 +52,8 @@ def max_drawdown(equity: np.ndarray) -> float:
 def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
     """Return what one backtest came to; money in USD, ratios as fractions."""
     returns = session_returns(ledger)
-    sharpe = sharpe_ratio(returns)
+    full = full_sessions(ledger)
+    sharpe = sharpe_ratio(returns) if full >= MIN_SESSIONS else None
     equity = np.append(ledger.equity, ledger.final_equity).astype(np.float64)
     exposure = np.abs(ledger.position).mean() / max_contracts
     closed = ledger.closed_by()
@@ -55,7 +67,7 @@ def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
     }
     return {
         "sharpe_ratio": sharpe,
-        "sharpe_reason": None if sharpe is not None else _why_not(returns),
+        "sharpe_reason": None if sharpe is not None else _why_not(full),
         "max_drawdown": max_drawdown(equity),
         "total_return": ledger.final_equity / ledger.start_equity - 1,
         "final_portfolio_value": ledger.final_equity / 100,
@@ -66,11 +78,11 @@ def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
         "sessions": len(returns),
         "closed_early": None
         if closed is None
-        else {"reason": closed[0], "time": str(np.datetime64(int(ledger.time[closed[1]]), "ns"))},
+        else {"reason": closed[0], "time": iso(int(ledger.time[closed[1]]))},
     }
 
 
-def _why_not(returns: np.ndarray) -> str:
-    if len(returns) < MIN_SESSIONS:
-        return f"{len(returns)} sessions, at least {MIN_SESSIONS} needed"
+def _why_not(full: int) -> str:
+    if full < MIN_SESSIONS:
+        return f"{full} full sessions, at least {MIN_SESSIONS} needed"
     return "session returns do not vary"

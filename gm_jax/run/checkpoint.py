@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
 from gm_jax.errors import UserError
+from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
+from gm_jax.run.setup import Setup
 
 
 KEPT = 2  # the newest and the one before it
@@ -17,11 +20,13 @@ KEPT = 2  # the newest and the one before it
 class Checkpoints:
     """The folder `checkpoints/` of a run, one step per iteration."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, create: bool = False) -> None:
+        if not create and not directory.is_dir():
+            raise UserError(f"The checkpoints of the run are gone: no folder {directory}.")
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+                max_to_keep=KEPT, create=create, enable_async_checkpointing=False
             ),
         )
 
@@ -31,8 +36,8 @@ class Checkpoints:
         if iteration not in self._manager.all_steps():
             self._manager.save(iteration, args=ocp.args.StandardSave(state))
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Return the newest state, with the shapes of `like`.
+    def restore(self, setup: Setup) -> TrainState:
+        """Return the newest state of a run of this setup.
 
         Raises:
             UserError: there is none, or it was written with other settings.
@@ -40,10 +45,11 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             raise UserError(
-                f"No checkpoint in {self._manager.directory}: the run stopped before its first "
-                "one was saved. Start it again with `gm-jax train`."
+                f"No whole checkpoint in {self._manager.directory}; start the run again with "
+                "`gm-jax train`."
             )
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        init = partial(learner.init_state, config=setup.config)
+        template = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, TypeError) as error:

@@ -44,7 +44,10 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Cannot make the run directory {path}: {error.strerror}.") from error
+            raise UserError(
+                f"Cannot make the run directory {path}: {error.strerror}. Name a folder that can "
+                "be written with --out."
+            ) from error
         if any(path.iterdir()):
             raise UserError(
                 f"The run directory {path} is not empty; name another with --out, or go on with "
@@ -74,6 +77,8 @@ class RunDirectory:
             config: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read: {error}.") from error
+        if not isinstance(config, dict) or not {"system", "settings", "source"} <= set(config):
+            raise UserError(f"{file} is not what `gm-jax train` writes; was it edited?")
         if config.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
                 f"{file} has schema version {config.get('schema_version')}, this gm-jax "
@@ -95,11 +100,18 @@ class RunDirectory:
             file.flush()
 
     def history(self) -> list[dict[str, Any]]:
-        """Read the metrics of every iteration so far; a half-written last line is left out."""
+        """Read the metrics of every iteration so far; a half-written last line is left out.
+
+        Raises:
+            UserError: a whole line is not JSON.
+        """
         if not self.metrics.exists():
             return []
         whole = (line for line in self.metrics.read_text().splitlines(True) if line.endswith("\n"))
-        return [json.loads(line) for line in whole]
+        try:
+            return [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise UserError(f"{self.metrics} has a line that is not JSON: {error}.") from error
 
     def cut_metrics(self, iteration: int) -> None:
         """Drop the lines past an iteration: the run goes on from there."""

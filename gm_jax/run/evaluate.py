@@ -7,12 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from gm_jax.env import arrays
 from gm_jax.errors import UserError
-from gm_jax.mappo import learner
+from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
 from gm_jax.run import evaluation, record, results
 from gm_jax.run.checkpoint import Checkpoints
@@ -39,53 +38,61 @@ def evaluate_run(
     Raises:
         UserError: no run, no checkpoint, unusable data.
     """
+    if source is not None and split not in (None, "all"):
+        raise UserError(f"--split {split} belongs to the run's own data; --data is used whole.")
     directory = RunDirectory.open(path)
-    setup, _ = record.reopen(directory)
-    like = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
+    trained, own_source = record.reopen(directory)
     checkpoints = Checkpoints(directory.checkpoints)
-    state = checkpoints.restore(like)
+    networks = results.chosen(checkpoints.restore(trained))
     checkpoints.close()
-    oracle = evaluation.fit_oracle(setup)
-    if source is not None:
-        if split not in (None, "all"):
-            raise UserError(f"--split {split} belongs to the run's own data; --data is used whole.")
-        setup, split, oracle = elsewhere(setup, source), "all", None
-    split = split or "test"
-    span = setup.split[split]
-    report, ledgers = evaluation.evaluate(setup, results.chosen(state), span, oracle)
+    if source is None:
+        setup, split, oracle = trained, split or "test", evaluation.fit_oracle(trained)
+        seen = split in ("train", "all")
+    else:
+        setup, split, oracle = elsewhere(trained, source), "all", None
+        seen = common_bars(setup, trained) > 0
+    if seen:
+        say("warning: the team was trained on bars among these: in-sample figures")
+    report, ledgers = evaluation.evaluate(setup, networks, setup.split[split], oracle)
     if ledger is not None:
         write_ledger(ledgers["team"], setup.system.agents, ledger)
         say(f"ledger of {len(ledgers['team'].time):,} bars written to {ledger}")
-    in_sample = source is None and split in ("train", "all")
-    for name, value in report.items():
-        if not isinstance(value, dict):
-            say(f"{name:<24}{value}")
     return {
         "run_dir": str(path),
         "split": split,
-        "in_sample": in_sample,
-        "data": (source.data if source else None) or directory.config()["source"],
+        "in_sample": seen,
+        "selected_on": source is None and split in ("validation", "all"),
+        "source": dataclasses.asdict(source or own_source),
         **report,
     }
 
 
 def elsewhere(setup: Setup, source: Source) -> Setup:
     """Return the setup with other bars and the run's own scaler; every usable bar is in `all`."""
-    loaded = load(source, setup.settings, setup.system.minutes)
+    settings = setup.settings.replace(market_parameters={})
+    loaded = load(source, settings, setup.system.minutes)
     count = len(loaded.bars)
     if count <= setup.warmup + 1:
         raise UserError(
             f"{source.label} has {count} bars, expected more than the warm-up of {setup.warmup}."
         )
-    contract = setup.settings.max_contracts * arrays.tick_cents(setup.settings)
     usable = (setup.warmup, count)
-    market = arrays.build_market(loaded.bars, setup.settings.features, usable, 1, contract)
+    market = arrays.build_market(loaded.bars, settings, usable, episode_length=1)
     return dataclasses.replace(
         setup,
         loaded=loaded,
-        split=dataclasses.replace(setup.split, train=usable, test=usable),
+        split=Split(train=usable, validation=usable, test=usable),
         market=market.replace(mean=setup.market.mean, scale=setup.market.scale),
     )
+
+
+def common_bars(setup: Setup, trained: Setup) -> int:
+    """Return how many bars of `setup` the other was trained on: same time and close."""
+    first, end = trained.split.train
+    bars = trained.loaded.bars
+    known = dict(zip(bars.time[first:end].tolist(), bars.close[first:end].tolist(), strict=True))
+    found = zip(setup.loaded.bars.time.tolist(), setup.loaded.bars.close.tolist(), strict=True)
+    return sum(known.get(time) == close for time, close in found)
 
 
 def write_ledger(ledger: Ledger, agents: tuple[str, ...], path: Path) -> None:

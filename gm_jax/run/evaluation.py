@@ -46,7 +46,8 @@ def _run(setup: Setup, span: tuple[int, int], policy: policies.Policy, data: Any
 def fit_oracle(setup: Setup) -> policies.Bayes | None:
     """Choose the oracle's band and size by its Sharpe ratio on the training split.
 
-    The Bayes filter itself has nothing to fit; None where no filter is known.
+    The Bayes filter itself has nothing to fit. None where no filter is known, or where training is
+    too short for a Sharpe ratio.
     """
     belief = setup.loaded.belief
     if belief is None:
@@ -70,6 +71,8 @@ def fit_oracle(setup: Setup) -> policies.Bayes | None:
     session = setup.loaded.bars.session[slice(*setup.split.train)]
     closes = equity[:, np.flatnonzero(np.append(np.diff(session) != 0, True))].astype(np.float64)
     scores = [sharpe_ratio(row[1:] / row[:-1] - 1) for row in closes]
+    if all(score is None for score in scores):
+        return None
     best = int(np.argmax([-np.inf if s is None else s for s in scores]))
     return bayes.replace(band=bayes.band[best], size=bayes.size[best])
 
@@ -87,7 +90,7 @@ def evaluate(
     report = summarise(team, most)
     notional = setup.loaded.bars.close[span[0]] * setup.settings.point_value_usd
     unlevered = int(np.clip(round(setup.settings.start_equity_usd / notional), 1, most))
-    same = max(1, round(report["exposure"] * most))
+    same = round(report["exposure"] * most)
     run = partial(_run, setup, span)
     ledgers = {
         "team": team,
@@ -102,9 +105,10 @@ def evaluate(
     baselines = {k: v for k, v in reports.items() if k not in ("team", "oracle")}
     best_known = reports.get("oracle", {}).get("sharpe_ratio")
     mine = report["sharpe_ratio"]
+    share = mine / best_known if mine is not None and (best_known or 0) > 0 else None
     report |= {
         "baselines": baselines,
         "oracle_sharpe": best_known,
-        "oracle_share": mine / best_known if mine and best_known else None,
+        "oracle_share": share,
     }
     return report, ledgers

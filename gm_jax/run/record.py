@@ -63,6 +63,11 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         UserError: its data are gone or are not what it was trained on.
     """
     config = directory.config()
+    if config["system"] not in SYSTEMS:
+        raise UserError(
+            f"{directory.path} is of the system {config['system']!r}, this gm-jax has "
+            f"{', '.join(SYSTEMS)}."
+        )
     system = SYSTEMS[config["system"]]
     settings = change(system.settings, config["settings"], str(directory.path))
     source = Source(**config["source"])

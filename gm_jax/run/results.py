@@ -63,18 +63,37 @@ def tell(directory: RunDirectory, history: list[dict[str, Any]], results: dict[s
             f"learning curve  {sparkline(shared)}  {shared[0]:+.0f} → {shared[-1]:+.0f} bp a window"
         )
     for name, report in results["splits"].items():
-        figures = {"team": report["sharpe_ratio"], "oracle": report["oracle_sharpe"]}
-        figures["buy and hold"] = report["baselines"]["buy_and_hold"]["sharpe_ratio"]
-        if report["oracle_sharpe"] is None:
-            del figures["oracle"]
-        said = ", ".join(f"{k} {_number(v)}" for k, v in figures.items())
-        say(
-            f"{name:<10}  after-cost Sharpe: {said}; drawdown {report['max_drawdown']:.1%}, "
-            f"net P&L {report['net_pnl']:,.0f} USD of which costs "
-            f"{report['commission'] + report['spread_cost'] + report['impact_cost']:,.0f}"
-        )
+        say(f"{name:<10}  {headline(report)}")
     say(f"run directory   {directory.path}")
 
 
+def headline(report: dict[str, Any]) -> str:
+    """Return the figures of one split that a person reads first."""
+    sharpe = {"team": report["sharpe_ratio"], "oracle": report["oracle_sharpe"]}
+    sharpe["buy and hold"] = report["baselines"]["buy_and_hold"]["sharpe_ratio"]
+    if report["oracle_sharpe"] is None:
+        del sharpe["oracle"]
+    costs = report["commission"] + report["spread_cost"] + report["impact_cost"]
+    closed = report["closed_early"]
+    return (
+        f"after-cost Sharpe: {', '.join(f'{k} {_number(v)}' for k, v in sharpe.items())}; "
+        f"drawdown {report['max_drawdown']:.1%}, net P&L {report['net_pnl']:,.0f} USD of which "
+        f"costs {costs:,.0f}" + (f"; closed early by {closed['reason']}" if closed else "")
+    )
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Return a split's figures as lines, a column per policy."""
+    columns = {"team": report, **report["baselines"]}
+    keys = [k for k, v in report.items() if isinstance(v, (int, float, type(None)))]
+    keys = [k for k in keys if k in report["baselines"]["flat"]]
+    head = f"{'':<22}" + "".join(f"{name.replace('_', ' ')[:16]:>18}" for name in columns)
+    rows = (
+        f"{key:<22}" + "".join(f"{_number(column[key]):>18}" for column in columns.values())
+        for key in keys
+    )
+    return [head, *rows, f"{'oracle_sharpe':<22}{_number(report['oracle_sharpe']):>18}"]
+
+
 def _number(x: float | None) -> str:
-    return "n/a" if x is None else f"{x:.2f}"
+    return "n/a" if x is None else f"{x:,.2f}"

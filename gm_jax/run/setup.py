@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import jax.numpy as jnp
+import numpy as np
 
 from gm_jax.config import Settings
 from gm_jax.env import arrays
@@ -13,12 +15,14 @@ from gm_jax.errors import UserError
 from gm_jax.mappo.types import Config, Hyper
 from gm_jax.mappo.validation import Segments
 from gm_jax.market import split
+from gm_jax.market.bars import Bars
 from gm_jax.market.split import Split
 from gm_jax.run.source import Loaded
 from gm_jax.systems import System
 
 
 MAX_SEGMENTS = 32  # of the validation split, played in parallel
+COVERED = 0.8  # share of training bars that windows should reach
 MAX_INTERVAL = 100  # iterations that one call of the program may run
 
 
@@ -46,20 +50,21 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
     Raises:
         UserError: the bars do not suffice for the settings.
     """
+    if loaded.bars.tick != settings.tick_points:
+        raise UserError(
+            f"The bars have ticks of {loaded.bars.tick} points, tick_points is "
+            f"{settings.tick_points}: generated markets have ticks of {loaded.bars.tick}."
+        )
     try:
         warmup = arrays.warmup(settings.features)
     except ValueError as error:
         raise UserError(f"`features`: {error}") from error
     parts = split.split_bars(loaded.bars, settings, warmup)
     episode, rollout = arrays.window_length(loaded.bars, parts.train, settings)
-    warnings = list(loaded.warnings)
-    if episode != settings.episode_length:
-        warnings.append(
-            f"The longest unbroken stretch of training bars is shorter than episode_length "
-            f"{settings.episode_length}: windows have {episode} bars, updates every {rollout}."
-        )
+    # what fits the bars is held to the same rules as what was asked for
+    fitted = settings.replace(episode_length=episode, rollout_length=rollout)
+    warnings = [*loaded.warnings, *_doubts(settings, loaded.bars, parts, episode, rollout)]
     first, steps = split.segments(loaded.bars, parts.validation, MAX_SEGMENTS)
-    contract = settings.max_contracts * arrays.tick_cents(settings)
     return Setup(
         system=system,
         settings=settings,
@@ -67,22 +72,50 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
         split=parts,
         warmup=warmup,
         episode_length=episode,
-        market=arrays.build_market(loaded.bars, settings.features, parts.train, episode, contract),
+        market=arrays.build_market(loaded.bars, settings, parts.train, episode),
         params=arrays.env_params(settings, episode),
-        config=static_config(system, settings, episode, rollout),
+        config=static_config(system, fitted),
         hyper=hyper(settings, episode // rollout),
         segments=Segments(jnp.asarray(first), jnp.asarray(steps)),
         warnings=tuple(warnings),
     )
 
 
-def static_config(system: System, settings: Settings, episode: int, rollout: int) -> Config:
+def _doubts(
+    settings: Settings, bars: Bars, parts: Split, episode: int, rollout: int
+) -> Iterator[str]:
+    """Yield what a person should know before believing the run."""
+    if episode != settings.episode_length:
+        yield (
+            f"The longest unbroken stretch of training bars is shorter than episode_length "
+            f"{settings.episode_length}: windows have {episode} bars, updates every {rollout}."
+        )
+    first, end = parts.train
+    runs = split.clean_runs(bars, parts.train)[first:end]
+    starts = np.append(runs >= episode, np.zeros(episode + 1, dtype=bool)).astype(int)
+    ends = np.roll(starts, episode + 1)
+    covered = (np.cumsum(starts - ends)[: end - first] > 0).mean()
+    if covered < COVERED:
+        yield (
+            f"Holes and rolls leave windows of {episode} bars only {covered:.0%} of the training "
+            "bars; a smaller episode_length uses more of them."
+        )
+    notional = np.median(bars.close[first:end]) * settings.point_value_usd
+    cap = settings.max_leverage * settings.start_equity_usd / notional
+    if cap < settings.lots_small:
+        yield (
+            f"The leverage limit admits {cap:.2f} contracts at the training bars' median price, "
+            f"less than lots_small {settings.lots_small}: hardly anything can be bought."
+        )
+
+
+def static_config(system: System, settings: Settings) -> Config:
     """Return what shapes the program."""
     return Config(
         system=system,
         num_envs=settings.num_envs,
-        rollout_length=rollout,
-        num_rollouts=episode // rollout,
+        rollout_length=settings.rollout_length,
+        num_rollouts=settings.episode_length // settings.rollout_length,
         num_minibatches=settings.num_minibatches,
         num_epochs=settings.num_epochs,
         hidden_sizes=settings.hidden_sizes,

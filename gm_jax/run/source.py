@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Loaded:
 
     bars: Bars
     label: str
-    digest: str  # SHA-256 of times, prices and volumes
+    digest: str  # SHA-256 of every column of the bars
     belief: np.ndarray | None  # [T] of the known-best filter, generated markets only
     report: dict[str, Any]  # the data check, or the world's parameters
     warnings: tuple[str, ...]
@@ -58,7 +58,7 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
             bars=settings.market_bars,
             minutes=minutes,
             seed=source.seed,
-            **settings.market_parameters,
+            parameters=settings.market_parameters,
         )
         return Loaded(
             world.bars, source.label, digest(world.bars), world.belief, world.parameters, ()
@@ -67,6 +67,11 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
         raise UserError(
             f"No file {source.data}. Give --data a CSV with Date, Open, High, Low, Close, Volume, "
             "or leave --data out to train on a generated market."
+        )
+    if settings.market_parameters:
+        raise UserError(
+            f"market.{next(iter(settings.market_parameters))} is of a generated market; "
+            "it says nothing about --data."
         )
     bars, report = loader.load(
         source.data,
@@ -81,8 +86,8 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
 
 
 def digest(bars: Bars) -> str:
-    """Return the SHA-256 of what the bars say."""
-    columns = (bars.time, bars.open, bars.high, bars.low, bars.close, bars.volume)
+    """Return the SHA-256 of every column of the bars."""
+    columns = [getattr(bars, f.name) for f in fields(Bars) if f.name not in ("minutes", "tick")]
     joined = hashlib.sha256()
     for column in columns:
         joined.update(np.ascontiguousarray(column).tobytes())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.config import Settings
+from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import Metrics, TrainState
 from gm_jax.run.checkpoint import Checkpoints
@@ -60,30 +61,38 @@ def start(system: System, settings: Settings, source: Source, out: Path | None) 
     state = learner.init_state(
         jax.random.key(settings.seed), setup.market, setup.params, setup.config
     )
-    checkpoints = Checkpoints(directory.checkpoints)
+    checkpoints = Checkpoints(directory.checkpoints, create=True)
     checkpoints.save(state)
     return Run(directory, setup, state, checkpoints)
 
 
-def resume(path: Path, num_episodes: int | None = None) -> Run:
+def resume(path: Path, system: System | None = None, num_episodes: int | None = None) -> Run:
     """Take up a run where its newest checkpoint left it.
 
+    Args:
+        path: the run directory.
+        system: what the run is expected to be of.
+        num_episodes: a new length, not shorter than what is done.
+
     Raises:
-        UserError: no run, other data, or a checkpoint that does not fit.
+        UserError: no run, another system, other data, a checkpoint that does not fit, too short.
     """
     directory = RunDirectory.open(path)
     setup, source = reopen(directory)
+    if system not in (None, setup.system):
+        name = setup.system.name
+        raise UserError(f"{path} is a {name} run: gm-jax train {name} --resume {path}")
     if num_episodes is not None:
-        setup = prepare(
-            setup.system, setup.settings.replace(num_episodes=num_episodes), setup.loaded
-        )
-        directory.write("model_config.json", model_config(setup, source))
-    like = learner.init_state(
-        jax.random.key(setup.settings.seed), setup.market, setup.params, setup.config
-    )
+        settings = setup.settings.replace(num_episodes=num_episodes)
+        setup = prepare(setup.system, settings, setup.loaded)
     checkpoints = Checkpoints(directory.checkpoints)
-    state = checkpoints.restore(like)
-    directory.cut_metrics(int(state.iteration))
+    state = checkpoints.restore(setup)
+    done = int(state.iteration)
+    if done > setup.settings.num_episodes:
+        raise UserError(f"{path} has already done {done} iterations, more than {num_episodes}.")
+    directory.history()  # readable, before anything is written
+    directory.write("model_config.json", model_config(setup, source))
+    directory.cut_metrics(done)
     return Run(directory, setup, state, checkpoints)
 
 
@@ -113,8 +122,11 @@ def train(run: Run) -> dict[str, Any]:
             run.state, metrics = compiled(run.state, jnp.int32(count), *arguments)
             metrics = jax.device_get(metrics)
             seconds = time.monotonic() - tick
-            rows = _rows(run, metrics, done, count, seconds)
+            rows = metric_rows(setup, metrics, done, count, seconds)
+            _require_finite(rows, run.directory)
             run.directory.append_metrics(rows)
+            run.train_seconds += seconds
+            run.trained_steps += count * setup.episode_length * setup.config.num_envs
             done += count
             progress.update(rows)
             if time.monotonic() - saved > SAVE_SECONDS or done == total or interrupted():
@@ -157,14 +169,19 @@ def _first_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _rows(
-    run: Run, metrics: Metrics, done: int, count: int, seconds: float
+def metric_rows(
+    setup: Setup, metrics: Metrics, done: int, count: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Return metrics of an interval as a plain row per iteration."""
-    setup = run.setup
+    """Return the metrics of an interval as a plain row per iteration.
+
+    Args:
+        setup: of the run.
+        metrics: [interval, ...] each, on the host.
+        done: iterations before the interval.
+        count: iterations of the interval.
+        seconds: it took.
+    """
     steps = setup.episode_length * setup.config.num_envs
-    run.train_seconds += seconds
-    run.trained_steps += count * steps
     rows = []
     for i in range(count):
         values = jax.tree.map(lambda x, i=i: x[i], metrics)
@@ -182,20 +199,20 @@ def _rows(
             "env_steps_per_second": count * steps / seconds,
             "memory_bytes": memory_bytes(),
         }
-        _require_finite(run, row)
         rows.append(row)
     return rows
 
 
-def _require_finite(run: Run, row: dict[str, Any]) -> None:
-    for name in ("reward", "actor_loss", "critic_loss", "entropy"):
-        for agent, value in row[name].items():
-            if not math.isfinite(value):
-                raise NotFiniteError(
-                    f"Iteration {row['iteration']}: {name} of {agent} is {value}. The last good "
-                    f"state is kept in {run.directory.checkpoints}; a smaller lr_actor or "
-                    "lr_critic usually mends it."
-                )
+def _require_finite(rows: list[dict[str, Any]], directory: RunDirectory) -> None:
+    names = ("reward", "actor_loss", "critic_loss", "entropy")
+    values = ((row, name, *item) for row in rows for name in names for item in row[name].items())
+    for row, name, agent, value in values:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"Iteration {row['iteration']}: {name} of {agent} is {value}. The last good state "
+                f"is kept in {directory.checkpoints}; a smaller lr_actor or lr_critic usually "
+                "mends it."
+            )
 
 
 def finish(run: Run, began: float) -> dict[str, Any]:

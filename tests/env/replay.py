@@ -14,6 +14,7 @@ from gm_jax.config import Settings
 
 
 F = np.float32
+COSTS = ("commission", "spread", "impact")
 TRADED, REGULAR, SESSION_START, SESSION_END, ROLL, HOLE = (1 << i for i in range(6))
 
 
@@ -38,6 +39,7 @@ class Replay:
     peak: int = 0
     session_equity: int = 0
     halted: bool = False
+    closing: bool = False
     closed: int = 0
     items: dict = field(default_factory=dict)
 
@@ -54,7 +56,8 @@ class Replay:
         cap = np.floor(F(s.max_leverage) * F(self.equity) / F(price * self.tick))
         cap = int(clip(cap, 0, s.max_contracts))
         low = -max(cap, -self.position) if s.allow_short else 0
-        return low, max(cap, self.position), self.halted or self.closed != 0
+        flat = self.halted or self.closing or self.closed != 0
+        return low, max(cap, self.position), flat
 
     def compose(self, actions: tuple[int, int, int]) -> tuple[int, int, int, int]:
         """Return trade, wanted, desired, limit."""
@@ -118,11 +121,10 @@ class Replay:
         self.items = dict.fromkeys(("gross", "commission", "spread", "impact", "roll_cost"), 0)
         stopped = False
         if flags & SESSION_START:
-            self.session_equity, self.halted = self.equity, False
+            self.session_equity = self.equity
+            self.closing, self.halted = self.closing or self.halted, False
+        held = self.position
         if flags & ROLL:
-            for _ in range(2):
-                self.pay(self.position, spread, coefficient)
-            self.items["roll_cost"] = sum(self.items.values())
             if self.stop:
                 self.stop += open_ - before
         else:
@@ -133,13 +135,17 @@ class Replay:
             self.position = self.stop = 0
             stopped = True
         elif flags & TRADED and not flags & HOLE:
-            held = self.position
             self.pay(trade, spread, coefficient)
             self.position += trade
             if abs(self.position) > abs(held) or self.position * held < 0:
                 self.stop = self.stop_at(open_, atr)
         if self.position == 0:
             self.stop = 0
+        if flags & ROLL and self.position * held > 0:
+            before_roll = sum(self.items[k] for k in COSTS)
+            for _ in range(2):
+                self.pay(min(abs(held), abs(self.position)), spread, coefficient)
+            self.items["roll_cost"] = sum(self.items[k] for k in COSTS) - before_roll
         if self.stop and flags & TRADED and self.beyond(low if self.position > 0 else high):
             self.items["gross"] += self.position * (self.stop - open_) * self.tick
             self.pay(self.position, spread, coefficient)
@@ -149,7 +155,8 @@ class Replay:
             self.items["gross"] += self.position * (close - open_) * self.tick
         if stopped:
             self.desired = 0
-        costs = sum(self.items[k] for k in ("commission", "spread", "impact"))
+        self.closing = self.closing and self.position != 0
+        costs = sum(self.items[k] for k in COSTS)
         self.equity += self.items["gross"] - costs
         self.peak = max(self.peak, self.equity)
         self.check_limits(close)

@@ -36,14 +36,22 @@ def play(market, params, keys, first):
 @pytest.mark.parametrize("allow_short", [False, True])
 def test_ledger_equals_independent_replay(allow_short):
     rng = np.random.default_rng(allow_short)
-    market = worlds.random_market(3 + allow_short)
+    market = worlds.random_market(3 + allow_short, session=15)
     settings = [worlds.random_settings(rng, allow_short) for _ in range(ENVS)]
     params = jax.tree.map(lambda *x: jnp.stack(x), *map(worlds.params_of, settings))
     keys = [jax.random.split(jax.random.key(i), ENVS) for i in range(2)]
     before, actions, mask, after, outcome = play(market, params, keys, jnp.int32(5))
     bars, impact, atr = (np.asarray(x) for x in (market.bars, market.impact, market.atr))
 
-    seen = {"rolled": 0, "stopped": 0, "halted": 0, "closed": 0, "short": 0, "traded": 0}
+    seen = {
+        "rolled": 0,
+        "stopped": 0,
+        "halted": 0,
+        "closing": 0,
+        "closed": 0,
+        "short": 0,
+        "traded": 0,
+    }
     for env in range(ENVS):
         at = partial(jax.tree.map, lambda x, env=env: x[env])
         first = at(jax.tree.map(lambda x: x[:, 0], before))
@@ -68,7 +76,15 @@ def test_ledger_equals_independent_replay(allow_short):
             replay.step(tuple(map(int, actions[row])))
             fill = outcome.fill
             assert replay.items == {k: getattr(fill, k)[row] for k in replay.items}, row
-            for name in ("position", "stop", "equity", "peak", "session_equity", "halted"):
+            for name in (
+                "position",
+                "stop",
+                "equity",
+                "peak",
+                "session_equity",
+                "halted",
+                "closing",
+            ):
                 assert getattr(replay, name) == getattr(after, name)[row], (name, row)
             assert replay.closed == after.closed[row]
             assert (replay.desired, replay.limit) == (
@@ -78,12 +94,14 @@ def test_ledger_equals_independent_replay(allow_short):
         seen["rolled"] += int((outcome.fill.roll_cost[env] > 0).sum())
         seen["stopped"] += int(outcome.fill.stopped[env].sum())
         seen["halted"] += int(after.halted[env].any())
+        seen["closing"] += int(after.closing[env].any())
         seen["closed"] += len(set(after.closed[env]) - {0})
         seen["short"] += int((after.position[env] < 0).sum())
         seen["traded"] += int((outcome.fill.traded[env] != 0).sum())
 
     # the test means something only if all of it happened
     assert (seen.pop("short") > 0) == allow_short
+    assert seen.pop("closing") > 0
     assert all(count > 10 for count in seen.values()), seen
     total = outcome.fill.gross.astype(np.int64) - outcome.fill.cost
     start = before.equity[:, 0].astype(np.int64)

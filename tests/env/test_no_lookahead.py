@@ -40,7 +40,11 @@ def scrambled(bars: Bars, t: int, rng: np.random.Generator) -> Bars:
 
 def test_nothing_up_to_t_depends_on_bars_after_t():
     setup = planted_setup(market_bars=3_000, stop_atr=1.0, allow_short=True)
+    rng = np.random.default_rng(0)
     settings, bars = setup.settings, setup.loaded.bars
+    bars = dataclasses.replace(
+        bars, hole=rng.random(len(bars)) < 0.02, roll=rng.random(len(bars)) < 0.02
+    )
     state = init_state(jax.random.key(0), setup.market, setup.params, setup.config)
     actor, first = state.networks.actor, setup.warmup + 30
 
@@ -48,7 +52,7 @@ def test_nothing_up_to_t_depends_on_bars_after_t():
     def play(market):
         def body(env, key):
             obs = core.observe(env, market, setup.params, tactical)
-            logits = networks.masked_logits(setup.config, actor, obs.actor, obs.mask)
+            logits = networks.masked_logits(setup.config, actor, obs.obs, obs.mask)
             actions = jax.random.categorical(key, logits)
             after, outcome = core.step(env, actions, market, setup.params, tactical)
             return after, ((obs, logits, actions), (outcome, after))
@@ -58,7 +62,7 @@ def test_nothing_up_to_t_depends_on_bars_after_t():
         return jax.lax.scan(body, start, keys)[1]
 
     def market_of(bars: Bars):
-        built = arrays.build_market(bars, settings.features, setup.split.train, 100, 1)
+        built = arrays.build_market(bars, settings, setup.split.train, 100)
         return built.replace(
             starts=jnp.full_like(built.starts, first),
             num_starts=jnp.int32(1),
@@ -67,7 +71,7 @@ def test_nothing_up_to_t_depends_on_bars_after_t():
         )
 
     emitted, received = jax.device_get(play(market_of(bars)))
-    rng = np.random.default_rng(0)
+    assert received[0].fill.roll_cost.any()
     differing = 0
     for t in rng.integers(first, first + STEPS - 1, CHANGES):
         n = t - first  # step n is decided at the close of t; step n - 1 was received by then

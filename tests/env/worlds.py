@@ -28,7 +28,7 @@ def random_market(seed: int, bars: int = 1_200, session: int = 60, features: int
         + SESSION_START * starts
         + SESSION_END * np.append(starts[1:], True)
         + ROLL * (rng.random(bars) < 0.01)
-        + HOLE * (rng.random(bars) < 0.01)
+        + HOLE * (rng.random(bars) < np.where(starts, 0.9, 0.01))
     )
     impact = rng.random(bars) * 3
     return Market(

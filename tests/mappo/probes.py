@@ -13,7 +13,7 @@ from gm_jax.env import arrays, tactical
 from gm_jax.env.types import TRADED, Market, Order
 from gm_jax.mappo.validation import Segments
 from gm_jax.run.setup import hyper, static_config
-from gm_jax.systems import TACTICAL, System
+from gm_jax.systems import TACTICAL
 
 
 BARS, PRICE = 4_000, 100_000  # PRICE in ticks
@@ -92,10 +92,9 @@ def problem(chosen: bool = False, **changes):
         | changes
     )
     system = dataclasses.replace(TACTICAL, team=LongTeam(chosen))
-    assert isinstance(system, System)
     episode = settings.episode_length
     return (
-        static_config(system, settings, episode, settings.rollout_length),
+        static_config(system, settings),
         hyper(settings, 1),
         arrays.env_params(settings, episode),
         Segments(jnp.zeros(1, dtype=jnp.int32), jnp.ones(1, dtype=jnp.int32)),

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.env import core
+from gm_jax.env import arrays, core
 from gm_jax.mappo import learner, networks, value_norm
 from gm_jax.mappo.rollout import collect
-from gm_jax.mappo.types import Hyper
 from tests.mappo.problems import planted_setup
 
 
@@ -81,8 +80,17 @@ def test_entropy_and_log_probs_ignore_masked_actions():
 def test_compiles_once_for_traced_settings_data_and_seed(caplog):
     """Change every traced number, the bars and the seed: no second compilation."""
     setup = planted_setup()
-    run(setup)
     other = planted_setup(data_seed=1)  # same shapes, other bars
+
+    def compilations(call):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
+            result = call()
+        messages = [record.getMessage() for record in caplog.records]
+        return result, [m for m in messages if "Finished XLA compilation of jit(train)" in m]
+
+    jax.clear_caches()
+    assert len(compilations(lambda: run(setup))[1]) == 1
 
     def shifted(tree):
         return jax.tree.map(
@@ -97,14 +105,9 @@ def test_compiles_once_for_traced_settings_data_and_seed(caplog):
         market=other.market,
         segments=other.segments,
     )
-    assert {f.name for f in dataclasses.fields(Hyper)} >= {"gamma", "gae_lambda", "clip_eps"}
     fresh_state = fresh(changed, seed=7)
-    with jax.log_compiles(), caplog.at_level(logging.DEBUG, logger="jax"):
-        _, metrics = run(changed, fresh_state)
-    compiled = [
-        r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()
-    ]
-    assert not [m for m in compiled if "train" in m], compiled
+    (_, metrics), compiled = compilations(lambda: run(changed, fresh_state))
+    assert compiled == []
     assert np.isfinite(metrics["reward"][0]).all()
 
 
@@ -173,10 +176,18 @@ def test_value_norm_has_the_moments_of_its_returns():
 
 def test_windows_start_only_where_no_hole_or_roll_follows():
     setup = planted_setup()
-    keys = jax.random.split(jax.random.key(0), 2_000)
-    starts = jax.vmap(lambda k: core.reset(k, setup.market, setup.params, setup.system.team).t)(
-        keys
-    )
+    rng = np.random.default_rng(0)
+    bars, length = setup.loaded.bars, setup.episode_length
+    broken = {k: rng.random(len(bars)) < 0.002 for k in ("hole", "roll")}
+    bars = dataclasses.replace(bars, **broken)
+    market = arrays.build_market(bars, setup.settings, setup.split.train, length)
+    env = core.reset_many(jax.random.key(0), 2_000, market, setup.params, setup.system.team)
     first, end = setup.split.train
-    assert starts.min() >= first
-    assert starts.max() + setup.episode_length < end
+    assert env.t.min() >= first
+    assert env.t.max() + length < end
+    breaks = np.cumsum(broken["hole"] | broken["roll"])
+    starts = np.unique(env.t)
+    assert (breaks[starts + length] == breaks[starts]).all()
+    clean = [t for t in range(first, end - length) if breaks[t + length] == breaks[t]]
+    assert 0 < len(clean) < 0.9 * (end - first)
+    assert len(starts) > 0.9 * min(len(clean), 2_000) * (1 - np.exp(-2_000 / len(clean)))

@@ -26,7 +26,7 @@ def trained(world, chosen=False, **changes):
         env = core.start(t, params, config.system.team)
         obs = core.observe(env, world, params, config.system.team)
         value = networks.values(config, nets.critic, critic_input(obs, config))
-        logits = networks.masked_logits(config, nets.actor, obs.actor, obs.mask)
+        logits = networks.masked_logits(config, nets.actor, obs.obs, obs.mask)
         return value_norm.denormalise(nets.value_norm, value), logits
 
     return look

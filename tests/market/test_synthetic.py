@@ -41,7 +41,7 @@ def assert_same(a: Bars, b: Bars) -> None:
 @every_market
 def test_a_seed_decides_and_a_longer_run_begins_with_the_shorter(market, minutes):
     short = generate(market, bars=1_000, minutes=minutes, seed=3)
-    again = generate(market, bars=4_321, minutes=minutes, seed=3, **short.parameters)
+    again = generate(market, bars=4_321, minutes=minutes, seed=3, parameters=short.parameters)
     assert_same(short.bars, again.bars[:1_000])
     other = generate(market, bars=1_000, minutes=minutes, seed=4)
     assert not np.array_equal(short.bars.close, other.bars.close)
@@ -113,10 +113,14 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     ("change", "message"),
     [
         ({"market": "plantd"}, "did you mean 'planted'.*Known: planted, martingale"),
-        ({"kapa": 0.1}, "no parameter 'kapa', did you mean 'kappa'"),
-        ({"kappa": 9.0}, r"kappa=9.0 for market 'planted': expected a number from 0.001 to 2"),
-        ({"kappa": float("nan")}, "kappa=nan"),
-        ({"duration": "long"}, "duration='long'"),
+        ({"parameters": {"kapa": 0.1}}, "no parameter 'kapa', did you mean 'kappa'"),
+        (
+            {"parameters": {"kappa": 9.0}},
+            r"kappa=9.0 for market 'planted': expected a number from 0.001 to 2",
+        ),
+        ({"parameters": {"kappa": float("nan")}}, "kappa=nan"),
+        ({"parameters": {"duration": "long"}}, "duration='long'"),
+        ({"parameters": {"seed": 3}}, "no parameter 'seed'"),
         ({"minutes": 15}, "minutes=15: .* 5 or 30"),
         ({"bars": 0}, "bars=0"),
         ({"bars": 1e3}, "bars=1000.0: expected a whole number"),
@@ -181,7 +185,9 @@ def test_either_drift_may_come_first():
 
 
 def test_belief_is_the_hamilton_filter_of_the_bars_seen():
-    world = generate("planted", bars=3_000, minutes=5, seed=2, kappa=0.2, duration=100)
+    world = generate(
+        "planted", bars=3_000, minutes=5, seed=2, parameters={"kappa": 0.2, "duration": 100}
+    )
     sd = 0.16 / np.sqrt(252 * 276)
     z = np.log(world.bars.close / np.r_[world.bars.open[0], world.bars.close[:-1]]) / sd
     p, expected = np.array([0.5, 0.5]), []
@@ -204,7 +210,10 @@ def test_belief_sees_no_later_bar():
 
 
 def test_components_have_their_own_noise():
-    weak, strong = (generate("planted", bars=500, minutes=5, seed=1, kappa=k) for k in (0.1, 0.3))
+    weak, strong = (
+        generate("planted", bars=500, minutes=5, seed=1, parameters={"kappa": k})
+        for k in (0.1, 0.3)
+    )
     state, sd = state_of(weak, 1), 0.16 / np.sqrt(252 * 276)
     drift = np.log(strong.bars.close / weak.bars.close)
     np.testing.assert_allclose(drift, 0.2 * sd * np.cumsum(state), atol=3e-5)  # a tick of rounding
@@ -263,7 +272,9 @@ def test_no_rule_gains_on_martingale_but_rules_gain_on_planted():
 
 def test_rounding_to_ticks_gives_no_edge():
     """At 1 % volatility a step is a few ticks, so a bias of rounding would show up large."""
-    bars = generate("martingale", bars=200_000, minutes=5, seed=0, annual_volatility=0.01).bars
+    bars = generate(
+        "martingale", bars=200_000, minutes=5, seed=0, parameters={"annual_volatility": 0.01}
+    ).bars
     path = np.stack([bars.open, bars.close], axis=1).ravel()
     move = np.diff(path)
     for after in (move[:-1] > 0, move[:-1] < 0, move[:-1] == 0):

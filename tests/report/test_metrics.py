@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 
 from gm_jax.report.backtest import Ledger
-from gm_jax.report.metrics import max_drawdown, session_returns, sharpe_ratio, summarise
+from gm_jax.report.metrics import (
+    max_drawdown,
+    session_returns,
+    sharpe_ratio,
+    summarise,
+)
 
 
 START = 10_000_000
@@ -69,11 +74,11 @@ def test_sharpe_ratio_is_none_with_a_reason_where_it_means_nothing():
     rising = START + 1_000 * np.arange(1, 30) ** 2
     short, enough = (summarise(ledger(rising[:n]), 6) for n in (19, 20))
     assert (short["sharpe_ratio"], short["sessions"]) == (None, 19)
-    assert short["sharpe_reason"] == "19 sessions, at least 20 needed"
+    assert short["sharpe_reason"] == "19 full sessions, at least 20 needed"
     assert enough["sharpe_ratio"] > 0
     assert enough["sharpe_reason"] is None
     still = summarise(ledger(np.full(30, START)), 6)
-    assert (still["sharpe_ratio"], still["sharpe_reason"]) == (None, "equity never moved")
+    assert (still["sharpe_ratio"], still["sharpe_reason"]) == (None, "session returns do not vary")
     assert (still["max_drawdown"], still["total_return"], still["net_pnl"]) == (0, 0, 0)
 
 

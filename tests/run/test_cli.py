@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -104,12 +105,18 @@ def test_synthetic_file_round_trip_and_evaluation_of_another_file(capsys, traine
     assert (status, result["split"], result["in_sample"]) == (0, "all", False)
     assert 2_800 < result["bars"] < 3_000  # less the warm-up
     assert run(capsys, "evaluate", trained, "--data", file, "--split", "test")[0] == 2
+    # the very bars it was trained on are called so
+    made = ["--bars", 6000, "--minutes", 5, "--seed", 3, "--out", file]
+    run(capsys, "data", "synth", "--market", "planted", *made)
+    _, out, err = run(capsys, "evaluate", trained, "--data", file, "--json")
+    assert json.loads(out)["in_sample"]
+    assert "trained on" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "tactic"], "invalid choice"),
+        (["train", "tactic"], "did you mean tactical"),
         (["train", "tactical", "--set", "lr_acter=1"], "Did you mean `lr_actor`"),
         (["train", "tactical", "--market", "plantd"], "planted"),
         (["train", "tactical", "--data", "nowhere.csv"], "No file nowhere.csv"),
@@ -119,6 +126,12 @@ def test_synthetic_file_round_trip_and_evaluation_of_another_file(capsys, traine
         (["train", "tactical", "--resume", "nowhere"], "no run directory"),
         (["train", "tactical", "--config", "nowhere.yaml"], "cannot be read"),
         (["evaluate", "nowhere"], "no run directory"),
+        (["evaluate", "nowhere", "--tz", "UTC"], "--tz describes a file"),
+        (["train", "tactical", "--set", "tick_points=1"], "ticks of 0.25 points"),
+        (["train", "tactical", "--set", "purge_bars=90000"], "purge_bars"),
+        (["train", "tactical", "--set", "market.seed=3"], "no parameter 'seed'"),
+        (["train", "tactical", "--seed", "x"], "expected a whole number"),
+        (["bench", "tactical", "--seconds", "-1"], "above 0"),
         (["data", "check", "nowhere.csv"], "No file nowhere.csv"),
         (
             [
@@ -150,6 +163,8 @@ def test_resume_takes_no_other_settings(capsys, trained):
         status, _, err = run(capsys, "train", "tactical", "--resume", trained, *flags)
         assert status == 2
         assert "cannot be changed" in err
+    less = ["--set", "num_episodes=1"]
+    assert "already done 2" in run(capsys, "train", "tactical", "--resume", trained, *less)[2]
     status, out, _ = run(
         capsys, "train", "tactical", "--resume", trained, "--set", "num_episodes=4", "--json"
     )
@@ -169,6 +184,20 @@ def test_bench_measures_shares(capsys):
     share = result["model_flops_per_second"] / result["matmul_ceiling_flops_per_second"]
     assert result["model_flops_utilisation"] == pytest.approx(share)
     assert all(np.isfinite(v) and v > 0 for v in result.values() if isinstance(v, float))
+
+
+def test_baselines_stand_beside_the_team_for_a_person(capsys, trained):
+    _, out, _ = run(capsys, "evaluate", trained)
+    assert all(word in out for word in ("team", "buy and hold", "random", "oracle_sharpe"))
+
+
+def test_a_run_without_checkpoints_is_left_as_it_is(capsys, trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    shutil.rmtree(copy / "checkpoints")
+    status, _, err = run(capsys, "evaluate", copy)
+    assert (status, "checkpoints of the run are gone" in err) == (2, True)
+    assert not (copy / "checkpoints").exists()
 
 
 def test_runs_as_a_module():

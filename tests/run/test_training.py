@@ -120,7 +120,7 @@ def test_stopped_half_way_and_resumed_equals_uninterrupted(whole, tmp_path):
             run.state, np.int32(1), *arguments, config=run.setup.config
         )
         run.directory.append_metrics(
-            training._rows(run, jax.device_get(metrics), done, 1, seconds=1.0)
+            training.metric_rows(run.setup, jax.device_get(metrics), done, 1, seconds=1.0)
         )
         if done < 3:
             run.checkpoints.save(run.state)
@@ -131,7 +131,7 @@ def test_stopped_half_way_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert_same(content(whole[0]), content(out))
 
 
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch):
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     """kill -9 in the middle of training, then --resume from the command line."""
     out = tmp_path / "killed"
     process = command("--out", str(out))
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_is_named_and_the_last_state_kept(tmp_path):
     run.state = run.state.replace(networks=run.state.networks.replace(critic=broken))
     with pytest.raises(training.NotFiniteError, match=r"Iteration 1: .*_loss of "):
         training.train(run)
-    kept = Checkpoints(run.directory.checkpoints).restore(begin(tmp_path / "like").state)
+    kept = Checkpoints(run.directory.checkpoints).restore(run.setup)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept.networks.critic))
 
 
