@@ -39,6 +39,13 @@ def test_exists(name):
     assert path.is_file() or any(path.glob("*"))  # git keeps no empty folder
 
 
+def test_readme_has_no_gap():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"@[A-Z]+@", readme)
+    assert "gm-jax train tactical --preset quick" in readme
+    assert "pip install -c constraints.txt -e '.[dev]'" in readme
+
+
 def test_citation_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == PROJECT["version"]
