@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
-from gm_jax.config import Settings
 from gm_jax.env import core
 from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import learner
@@ -23,6 +22,7 @@ from gm_jax.report.policies import draw
 from gm_jax.run.progress import memory_bytes
 from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.source import Source, load
+from gm_jax.settings import Settings
 from gm_jax.systems import System
 
 

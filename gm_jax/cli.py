@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gm_jax import config
-from gm_jax.config import Settings
 from gm_jax.errors import UserError
+from gm_jax.settings import Settings
 
 
 if TYPE_CHECKING:
@@ -295,6 +295,8 @@ def _settings_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _csv_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--date-format", help="strptime format of the time column")
+    parser.add_argument(
+        "--date-format", help="day-first, month-first, year-first or a strptime pattern"
+    )
     parser.add_argument("--tz", help="time zone of the time column")
     parser.add_argument("--repair", action="store_true", help="sort, drop conflicting duplicates")

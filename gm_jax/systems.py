@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gm_jax.config import Settings
 from gm_jax.env import tactical
 from gm_jax.env.core import Team
+from gm_jax.settings import Settings
 
 
 @dataclass(frozen=True)

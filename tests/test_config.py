@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gm_jax import config
-from gm_jax.config import Settings
 from gm_jax.errors import UserError
+from gm_jax.settings import Settings
 from gm_jax.systems import SYSTEMS
 
 

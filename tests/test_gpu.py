@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.config import Settings
 from gm_jax.env import account
 from gm_jax.mappo import learner
+from gm_jax.settings import Settings
 from tests.env.worlds import params_of
 from tests.mappo.problems import planted_setup
 

@@ -23,8 +23,13 @@ TOP_LEVEL = (
 
 # Bottom first. A module imports its own layer and those before it; what is not named here (run,
 # bench, cli, the package's face) stands on top of all.
-LAYERS = ("errors", "config", "market", "env", "systems", "mappo", "report")
-WITHOUT_JAX = ("errors", "config", "market")  # host code: an export carries part of it along
+LAYERS = ("errors", "settings", "config", "market", "env", "systems", "mappo", "report")
+WITHOUT_JAX = (
+    "errors",
+    "settings",
+    "config",
+    "market",
+)  # host code: an export carries part of it along
 JAX = {"jax", "jaxlib", "flax", "optax", "chex", "orbax"}
 
 MACHINE_PATH = re.compile(r"(?<![\w.~}*/-])/(?:work|root|home|Users|tmp)/[\w.-]")

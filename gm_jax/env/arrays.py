@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.env.rewards import TERMS
 from gm_jax.env.types import (
     HOLE,
@@ -24,6 +23,7 @@ from gm_jax.market import features
 from gm_jax.market.bars import Bars
 from gm_jax.market.calendar import regular_hours
 from gm_jax.market.split import clean_runs
+from gm_jax.settings import Settings
 
 
 # what the simulator itself needs to know at a decision: for impact and for stops

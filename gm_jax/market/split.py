@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
+from gm_jax.settings import Settings
 
 
 @dataclass(frozen=True)

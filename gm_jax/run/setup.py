@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.env import arrays
 from gm_jax.env.types import EnvParams, Market
 from gm_jax.errors import UserError
@@ -18,6 +17,7 @@ from gm_jax.market import split
 from gm_jax.market.bars import Bars
 from gm_jax.market.split import Split
 from gm_jax.run.source import Loaded
+from gm_jax.settings import Settings
 from gm_jax.systems import System
 
 

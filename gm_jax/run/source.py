@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.errors import UserError
 from gm_jax.market import loader, synthetic
 from gm_jax.market.bars import Bars
+from gm_jax.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import Metrics, TrainState
@@ -27,6 +26,7 @@ from gm_jax.run.record import model_config, reopen
 from gm_jax.run.results import write_results
 from gm_jax.run.setup import MAX_INTERVAL, Setup, prepare
 from gm_jax.run.source import Source, load
+from gm_jax.settings import Settings
 from gm_jax.systems import System
 
 

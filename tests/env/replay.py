@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gm_jax.config import Settings
+from gm_jax.settings import Settings
 
 
 F = np.float32

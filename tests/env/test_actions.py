@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.config import Settings
 from gm_jax.env import account, core, tactical
 from gm_jax.env.types import (
     DRAWDOWN,
@@ -29,6 +28,7 @@ from gm_jax.env.types import (
     Market,
 )
 from gm_jax.mappo.rollout import auto_reset
+from gm_jax.settings import Settings
 from gm_jax.systems import TACTICAL
 from tests.env import worlds
 from tests.env.replay import Replay

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.config import Settings
 from gm_jax.env import account, core, tactical
 from gm_jax.env.types import REGULAR, SESSION_START, TRADED
 from gm_jax.report.policies import draw
+from gm_jax.settings import Settings
 from tests.env import worlds
 from tests.mappo.probes import market
 

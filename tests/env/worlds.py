@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.config import Settings
 from gm_jax.env import arrays
 from gm_jax.env.types import HOLE, REGULAR, ROLL, SESSION_END, SESSION_START, TRADED, Market
+from gm_jax.settings import Settings
 
 
 def random_market(seed: int, bars: int = 1_200, session: int = 60, features: int = 6) -> Market:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.config import Settings
 from gm_jax.env import arrays, core, tactical
 from gm_jax.env.types import FLAGS, REGULAR
 from gm_jax.errors import UserError
@@ -22,6 +21,7 @@ from gm_jax.report import policies
 from gm_jax.report.backtest import backtest, backtest_many
 from gm_jax.report.metrics import session_returns, sharpe_ratio, summarise
 from gm_jax.run.evaluation import evaluate, fit_oracle, team_ledger
+from gm_jax.settings import Settings
 from tests.mappo.problems import planted_setup
 
 
