@@ -58,7 +58,7 @@ def history(moves, price=15_000.0, roll=(), hole=()) -> Bars:
 def hold(contracts, bars, first=0, count=8, **changes):
     """Backtest buy-and-hold from FIRST + first on."""
     settings = HAND.replace(**changes)
-    market = arrays.build_market(bars, settings.features, (0, len(bars)), 10, 1)
+    market = arrays.build_market(bars, settings, (0, len(bars)), 10)
     return backtest(
         policies.buy_and_hold,
         jnp.int32(contracts),
