@@ -16,6 +16,7 @@ from gm_jax.mappo import networks
 from gm_jax.mappo.types import Networks
 from gm_jax.mappo.validation import Segments, segment_score
 from gm_jax.market.bars import Bars
+from gm_jax.market.data_report import iso
 from gm_jax.market.synthetic import clock
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest, backtest_many
@@ -144,7 +145,7 @@ def test_after_its_end_an_account_stays_flat_and_says_so(close, changes, reason)
     assert ledger.closed_by() == (reason, 3)
     closed = summarise(ledger, 4)["closed_early"]
     assert closed["reason"] == reason
-    assert np.datetime64(closed["time"]) == np.datetime64(int(ledger.time[3]), "ns")
+    assert closed["time"] == iso(ledger.time[3])
 
 
 @pytest.mark.parametrize("contracts", range(5))
