@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -109,7 +110,7 @@ def _items(text: str) -> list[str]:
 
 def _whole(value: Any) -> int | None:
     """Read a whole number, exactly; 1e3 is one."""
-    if isinstance(value, str) and value.lstrip("+-").isdigit():
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+", value):
         return int(value)
     if isinstance(value, int):
         return None if isinstance(value, bool) else value

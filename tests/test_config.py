@@ -46,6 +46,7 @@ def test_set_reads_text_by_the_type_of_its_setting(text, key, value):
         ("lr_acter=1", "Did you mean `lr_actor`"),
         ("num_envs=2.5", "expected a whole number"),
         ("num_envs=true", "expected a whole number"),
+        ("num_envs=--64", "expected a whole number"),
         ("lr_actor=nan", "expected a number"),
         ("allow_short=yes", "expected true or false"),
         ("hidden_sizes=[64,x]", "expected a whole number"),

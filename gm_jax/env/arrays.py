@@ -46,7 +46,7 @@ def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tup
         return settings.episode_length, settings.rollout_length
     if longest < 2:
         raise UserError(
-            f"The training split {train} has no two bars in a row without a hole or a roll; "
+            f"The training split {train} has no three bars in a row without a hole or a roll; "
             "give a longer file."
         )
     if longest >= settings.rollout_length:

@@ -51,6 +51,7 @@ def split_bars(bars: Bars, settings: Settings, warmup: int) -> Split:
             "them); give a longer file or set embargo_sessions=0."
         )
     validation, test = (max(1, round(share * usable)) for share in settings.split[1:])
+    test = min(test, usable - 2)
     train = max(1, usable - validation - test)
     validation = usable - train - test
     first_validation = train + embargo

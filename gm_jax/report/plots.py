@@ -52,7 +52,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
     )
     rewards.set(title=title, ylabel="reward, bp a window")
     rewards.axhline(0, color="grey", lw=0.8)
-    validation.set(ylabel="validation segment Sharpe")
+    validation.set(ylabel="validation score")
     validation.axhline(0, color="grey", lw=0.8)
     entropy.set(ylabel="entropy, nats", xlabel="iteration", ylim=(0, None))
     for axis in (rewards, entropy):

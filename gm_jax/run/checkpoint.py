@@ -49,7 +49,12 @@ class Checkpoints:
                 "`gm-jax train`."
             )
         init = partial(learner.init_state, config=setup.config)
-        template = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+        shapes = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+        # onto this machine's device, whichever the state was saved from
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes
+        )
         try:
             return self._manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, TypeError) as error:

@@ -77,7 +77,10 @@ class RunDirectory:
             config: dict[str, Any] = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read: {error}.") from error
-        if not isinstance(config, dict) or not {"system", "settings", "source"} <= set(config):
+        needed = {"system": str, "settings": dict, "source": dict, "data_sha256": str}
+        if not isinstance(config, dict) or not all(
+            isinstance(config.get(key), kind) for key, kind in needed.items()
+        ):
             raise UserError(f"{file} is not what `gm-jax train` writes; was it edited?")
         if config.get("schema_version") != SCHEMA_VERSION:
             raise UserError(

@@ -47,10 +47,14 @@ def evaluate_run(
     checkpoints.close()
     if source is None:
         setup, split, oracle = trained, split or "test", evaluation.fit_oracle(trained)
-        seen = split in ("train", "all")
+        seen, selected = split in ("train", "all"), split in ("validation", "all")
     else:
         setup, split, oracle = elsewhere(trained, source), "all", None
-        seen = common_bars(setup, trained) > 0
+        seen, selected = (
+            common_bars(setup, trained, trained.split[part]) > 0 for part in ("train", "validation")
+        )
+    for warning in setup.loaded.warnings:
+        say(f"warning: {warning}")
     if seen:
         say("warning: the team was trained on bars among these: in-sample figures")
     report, ledgers = evaluation.evaluate(setup, networks, setup.split[split], oracle)
@@ -61,8 +65,9 @@ def evaluate_run(
         "run_dir": str(path),
         "split": split,
         "in_sample": seen,
-        "selected_on": source is None and split in ("validation", "all"),
+        "selected_on": selected,
         "source": dataclasses.asdict(source or own_source),
+        "warnings": list(setup.loaded.warnings),
         **report,
     }
 
@@ -86,9 +91,9 @@ def elsewhere(setup: Setup, source: Source) -> Setup:
     )
 
 
-def common_bars(setup: Setup, trained: Setup) -> int:
-    """Return how many bars of `setup` the other was trained on: same time and close."""
-    first, end = trained.split.train
+def common_bars(setup: Setup, trained: Setup, span: tuple[int, int]) -> int:
+    """Return how many bars of `setup` lie in a span of the other: same time and close."""
+    first, end = span
     bars = trained.loaded.bars
     known = dict(zip(bars.time[first:end].tolist(), bars.close[first:end].tolist(), strict=True))
     found = zip(setup.loaded.bars.time.tolist(), setup.loaded.bars.close.tolist(), strict=True)

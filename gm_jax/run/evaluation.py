@@ -89,7 +89,9 @@ def evaluate(
     team = team_ledger(setup, networks, span)
     report = summarise(team, most)
     notional = setup.loaded.bars.close[span[0]] * setup.settings.point_value_usd
-    unlevered = int(np.clip(round(setup.settings.start_equity_usd / notional), 1, most))
+    unlevered = int(
+        np.clip(round(setup.settings.start_equity_usd / notional), setup.settings.lots_small, most)
+    )
     same = round(report["exposure"] * most)
     run = partial(_run, setup, span)
     ledgers = {

@@ -70,7 +70,10 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         )
     system = SYSTEMS[config["system"]]
     settings = change(system.settings, config["settings"], str(directory.path))
-    source = Source(**config["source"])
+    try:
+        source = Source(**config["source"])
+    except TypeError as error:
+        raise UserError(f"The source in {directory.path}/model_config.json: {error}.") from error
     loaded = load(source, settings, system.minutes)
     if loaded.digest != config["data_sha256"]:
         raise UserError(

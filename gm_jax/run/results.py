@@ -85,8 +85,8 @@ def headline(report: dict[str, Any]) -> str:
 def table(report: dict[str, Any]) -> list[str]:
     """Return a split's figures as lines, a column per policy."""
     columns = {"team": report, **report["baselines"]}
-    keys = [k for k, v in report.items() if isinstance(v, (int, float, type(None)))]
-    keys = [k for k in keys if k in report["baselines"]["flat"]]
+    flat = report["baselines"]["flat"]
+    keys = [k for k in flat if k in report and k not in ("sharpe_reason", "closed_early")]
     head = f"{'':<22}" + "".join(f"{name.replace('_', ' ')[:16]:>18}" for name in columns)
     rows = (
         f"{key:<22}" + "".join(f"{_number(column[key]):>18}" for column in columns.values())

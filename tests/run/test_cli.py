@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from gm_jax import cli
+from gm_jax.run import results
 
 
 TINY = [
@@ -37,7 +38,7 @@ def run(capsys, *arguments):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("cli") / "run"
-    sets = [*TINY, "--set", "market_bars=6000"]
+    sets = [*TINY, "--set", "market_bars=40000"]
     assert cli.main(["train", "tactical", "--out", str(out), "--seed", "3", *sets]) == 0
     return out
 
@@ -106,10 +107,11 @@ def test_synthetic_file_round_trip_and_evaluation_of_another_file(capsys, traine
     assert 2_800 < result["bars"] < 3_000  # less the warm-up
     assert run(capsys, "evaluate", trained, "--data", file, "--split", "test")[0] == 2
     # the very bars it was trained on are called so
-    made = ["--bars", 6000, "--minutes", 5, "--seed", 3, "--out", file]
+    made = ["--bars", 40000, "--minutes", 5, "--seed", 3, "--out", file]
     run(capsys, "data", "synth", "--market", "planted", *made)
     _, out, err = run(capsys, "evaluate", trained, "--data", file, "--json")
     assert json.loads(out)["in_sample"]
+    assert json.loads(out)["selected_on"]
     assert "trained on" in err
 
 
@@ -189,6 +191,19 @@ def test_bench_measures_shares(capsys):
 def test_baselines_stand_beside_the_team_for_a_person(capsys, trained):
     _, out, _ = run(capsys, "evaluate", trained)
     assert all(word in out for word in ("team", "buy and hold", "random", "oracle_sharpe"))
+
+
+def test_table_has_room_for_what_is_not_a_number():
+    """A team with a Sharpe ratio beside a flat baseline without, and one that was closed."""
+    flat = {"sharpe_ratio": None, "sharpe_reason": "session returns do not vary", "bars": 9}
+    flat |= {"closed_early": None}
+    team = {"sharpe_ratio": 1.5, "sharpe_reason": None, "bars": 9, "closed_early": None}
+    stopped = flat | {"closed_early": {"reason": "ruin", "time": "2020-01-01T00:00:00Z"}}
+    lines = results.table(
+        team | {"baselines": {"flat": flat, "random": stopped}, "oracle_sharpe": None}
+    )
+    assert lines[1].split() == ["sharpe_ratio", "1.50", "n/a", "n/a"]
+    assert [line.split()[0] for line in lines[1:]] == ["sharpe_ratio", "bars", "oracle_sharpe"]
 
 
 def test_a_run_without_checkpoints_is_left_as_it_is(capsys, trained, tmp_path):

@@ -1,4 +1,4 @@
-"""The learning table of README: full networks, eight seeds; hours on a laptop, minutes on a GPU."""
+"""The learning table of README: full networks, eight seeds; about an hour on two cores."""
 
 import json
 
