@@ -85,13 +85,12 @@ def evaluate(
     Returns:
         The report of the span and the ledgers by name, `team` first.
     """
-    most = setup.settings.max_contracts
+    settings, most = setup.settings, setup.settings.max_contracts
     team = team_ledger(setup, networks, span)
     report = summarise(team, most)
-    notional = setup.loaded.bars.close[span[0]] * setup.settings.point_value_usd
-    unlevered = int(
-        np.clip(round(setup.settings.start_equity_usd / notional), setup.settings.lots_small, most)
-    )
+    notional = setup.loaded.bars.close[span[0]] * settings.point_value_usd
+    unlevered = round(settings.start_equity_usd / notional)
+    unlevered = min(max(unlevered, settings.lots_small), most)
     same = round(report["exposure"] * most)
     run = partial(_run, setup, span)
     ledgers = {
@@ -99,7 +98,7 @@ def evaluate(
         "flat": run(policies.flat, jnp.int32(0)),
         "buy_and_hold": run(policies.buy_and_hold, jnp.int32(unlevered)),
         "buy_and_hold_same_exposure": run(policies.buy_and_hold, jnp.int32(same)),
-        "random": run(policies.random, jax.random.key(setup.settings.seed)),
+        "random": run(policies.random, jax.random.key(settings.seed)),
     }
     if oracle is not None:
         ledgers["oracle"] = run(policies.oracle, oracle)

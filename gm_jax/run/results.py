@@ -85,14 +85,15 @@ def headline(report: dict[str, Any]) -> str:
 def table(report: dict[str, Any]) -> list[str]:
     """Return a split's figures as lines, a column per policy."""
     columns = {"team": report, **report["baselines"]}
-    flat = report["baselines"]["flat"]
-    keys = [k for k in flat if k in report and k not in ("sharpe_reason", "closed_early")]
-    head = f"{'':<22}" + "".join(f"{name.replace('_', ' ')[:16]:>18}" for name in columns)
+    keys = [k for k in report["baselines"]["flat"] if k not in ("sharpe_reason", "closed_early")]
+    width = {name: max(len(name), 10) + 3 for name in columns}
+    head = f"{'':<22}" + "".join(f"{name.replace('_', ' '):>{width[name]}}" for name in columns)
     rows = (
-        f"{key:<22}" + "".join(f"{_number(column[key]):>18}" for column in columns.values())
+        f"{key:<22}" + "".join(f"{_number(v[key]):>{width[name]}}" for name, v in columns.items())
         for key in keys
     )
-    return [head, *rows, f"{'oracle_sharpe':<22}{_number(report['oracle_sharpe']):>18}"]
+    last = f"{'oracle_sharpe':<22}{_number(report['oracle_sharpe']):>{width['team']}}"
+    return [head, *rows, last]
 
 
 def _number(x: float | None) -> str:
