@@ -82,5 +82,5 @@ def equity_curve(ledgers: Mapping[str, Ledger], title: str, most: int) -> Figure
     position.fill_between(time, team.position, step="post", color="black", alpha=0.5, lw=0)
     low = -most if (team.position < 0).any() else 0
     position.set(ylabel="team's position, contracts", ylim=(low, most))
-    figure.autofmt_xdate()
+    position.tick_params(axis="x", rotation=30)
     return figure
