@@ -16,6 +16,8 @@ from gm_jax.market.paths import (
     TICK,
     Paths,
     Streams,
+    ar1,
+    decaying_sum,
     extremes,
     whole_contracts,
 )
@@ -107,38 +109,10 @@ def realistic(
     high, low = extremes(open_, close, reach, stream)
     high, low = np.rint(high), np.maximum(np.rint(low), 1.0)
     volume = _volume(volatility.log_local, stream)
-    steps = Paths(open_ * TICK, high * TICK, low * TICK, close * TICK, volume, belief=None)
+    steps = Paths(
+        open_ * TICK, high * TICK, low * TICK, close * TICK, volume, belief=None, state=None
+    )
     return _joined(steps, minutes // STEP_MINUTES, len(session))
-
-
-def ar1(sd: float, half_life: float, noise: np.ndarray) -> np.ndarray:
-    """Return a stationary AR(1), [T] f64: x[t] = phi x[t-1] + sd √(1−phi²) noise[t].
-
-    Args:
-        sd: stationary standard deviation.
-        half_life: steps after which half of a deviation is left; phi = 2^(−1/half_life).
-        noise: [T] independent, mean 0, variance 1.
-    """
-    phi = 2.0 ** (-1.0 / half_life)
-    innovation = sd * np.sqrt(1 - phi**2) * noise
-    innovation[0] = sd * noise[0]
-    return decaying_sum(innovation, phi)
-
-
-def decaying_sum(x: np.ndarray, phi: float) -> np.ndarray:
-    """Return y[t] = phi y[t-1] + x[t], [T] f64, without a loop over bars.
-
-    1 / (1 − phi L) = (1 + phi L)(1 + phi² L²)(1 + phi⁴ L⁴)… with the lag operator L.
-
-    Args:
-        x: [T] f64.
-        phi: in (0, 1).
-    """
-    y, lag, weight = x.copy(), 1, phi
-    while lag < len(y) and weight > 1e-20:
-        y[lag:] += weight * y[:-lag]
-        lag, weight = 2 * lag, weight**2
-    return y
 
 
 def _volatility(shock: np.ndarray, annual: float, stream: Streams) -> _Volatility:
@@ -281,4 +255,5 @@ def _joined(steps: Paths, n: int, bars: int) -> Paths:
         close=grouped(steps.close)[:, -1].copy(),
         volume=grouped(steps.volume).sum(axis=1),
         belief=None,
+        state=None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,8 @@ import pandas as pd
 from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
 from gm_jax.market.calendar import MINUTE, NEW_YORK, SESSION_MINUTES
-from gm_jax.market.paths import TICK, Paths, streams
-from gm_jax.market.planted import planted
-from gm_jax.market.realistic import realistic
+from gm_jax.market.paths import TICK, streams
+from gm_jax.market.worlds import MARKETS, Below, Recipe
 
 
 FIRST_SESSION = "2000-01-03"  # trade date, a Monday; it opens on Sunday evening
@@ -27,56 +26,14 @@ class World:
     """A generated market and what is known about it."""
 
     bars: Bars
-    belief: np.ndarray | None  # [T] f64, P(up | bars ≤ t) − P(down | bars ≤ t), best Bayes filter
+    # [T] f64, P(favourable | bars ≤ t) − P(unfavourable | bars ≤ t) from the exact filter; None
+    # where no rule on bars earns anything, or none is known
+    belief: np.ndarray | None
+    below: Below  # what the best policy does where belief is low, see `worlds.Below`
     flat_is_best: bool  # after costs no rule that sees bars alone earns anything
+    state: np.ndarray | None  # [T] f64, the hidden truth that belief is about, by its sign
     market: str
     parameters: dict[str, float]  # all that took effect
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A setting of a market: what it is unless set, and what it may be."""
-
-    default: float | Mapping[int, float]  # a number, or one by the minutes of a bar
-    low: float
-    high: float
-
-    def default_at(self, minutes: int) -> float:
-        """Return the default for bars of `minutes`."""
-        return self.default if isinstance(self.default, float) else self.default[minutes]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a market is made.
-
-    `process(session [T], minutes, streams, **parameters)` returns T bars; it gets every parameter
-    by name.
-    """
-
-    process: Callable[..., Paths]
-    parameters: Mapping[str, Parameter]
-    flat_is_best: bool = False
-
-
-_START_PRICE = Parameter(15_000.0, 1_000.0, 100_000.0)  # points
-
-MARKETS: dict[str, Recipe] = {
-    "planted": Recipe(
-        planted,
-        {
-            "duration": Parameter({5: 276.0, 30: 92.0}, 2.0, 1e6),  # bars
-            "kappa": Parameter({5: 0.12, 30: 0.25}, 0.001, 2.0),  # standard deviations of a bar
-            "annual_volatility": Parameter(0.16, 0.01, 1.0),
-            "start_price": _START_PRICE,
-        },
-    ),
-    "martingale": Recipe(
-        realistic,
-        {"annual_volatility": Parameter(0.23, 0.01, 1.0), "start_price": _START_PRICE},
-        flat_is_best=True,
-    ),
-}
 
 
 def generate(
@@ -126,10 +83,27 @@ def generate(
             tick=TICK,
         ),
         belief=paths.belief,
+        below=recipe.below,
         flat_is_best=recipe.flat_is_best,
+        state=paths.state,
         market=market,
         parameters=effective,
     )
+
+
+def describe(market: str) -> str:
+    """Return what a market tests, its best policy and its parameters, a few lines of text.
+
+    Raises:
+        UserError: there is no such market.
+    """
+    recipe = _recipe(market)
+    parameters = (
+        f"  {name:<20}{p.default_at(5):g} ({p.default_at(30):g} at 30 minutes), "
+        f"{p.low:g} to {p.high:g}: {p.meaning}"
+        for name, p in recipe.parameters.items()
+    )
+    return "\n".join([f"{market}: {recipe.tests}", f"Best: {recipe.best}", *parameters])
 
 
 def clock(bars: int, minutes: int) -> tuple[np.ndarray, np.ndarray]:

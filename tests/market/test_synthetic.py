@@ -13,11 +13,11 @@ from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
 from gm_jax.market.calendar import holes, session_of
 from gm_jax.market.loader import load
-from gm_jax.market.paths import extremes, streams
-from gm_jax.market.planted import filter_belief, hidden_state
-from gm_jax.market.realistic import ar1, decaying_sum, gaps
+from gm_jax.market.paths import ar1, decaying_sum, extremes, streams
+from gm_jax.market.realistic import gaps
 from gm_jax.market.rolls import jumps, rolls, thin_sessions
-from gm_jax.market.synthetic import MARKETS, World, generate
+from gm_jax.market.switching import hamilton_belief, hidden_state
+from gm_jax.market.synthetic import MARKETS, generate
 from gm_jax.market.writing import write_csv
 
 
@@ -112,7 +112,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"market": "plantd"}, "did you mean 'planted'.*Known: planted, martingale"),
+        ({"market": "plantd"}, "did you mean 'planted'.*Known: planted, planted_hard, "),
         ({"parameters": {"kapa": 0.1}}, "no parameter 'kapa', did you mean 'kappa'"),
         (
             {"parameters": {"kappa": 9.0}},
@@ -142,14 +142,20 @@ PLANTED = pytest.mark.parametrize(
 )
 
 
-def state_of(world: World, seed: int) -> np.ndarray:
-    return hidden_state(len(world.bars), world.parameters["duration"], streams(seed))
+def symmetric(duration: float, kappa: float) -> dict[str, float]:
+    return {
+        "duration_up": duration,
+        "duration_down": duration,
+        "drift_up": kappa,
+        "drift_down": -kappa,
+        "volatility_ratio": 1.0,
+    }
 
 
 @PLANTED
 def test_planted_keeps_its_law(minutes, duration, kappa, accuracy):
     world = generate("planted", bars=100_000, minutes=minutes, seed=7)
-    state, n = state_of(world, 7), 100_000
+    state, n = world.state, 100_000
     assert world.parameters["duration"] == duration and world.parameters["kappa"] == kappa
     flips, p = np.mean(state[1:] != state[:-1]), 1 / duration
     assert abs(flips - p) < 4 * np.sqrt(p * (1 - p) / n)
@@ -171,7 +177,7 @@ def test_filter_is_as_good_as_theory_says_and_calibrated(minutes, duration, kapp
     hits, calibration = [], []
     for seed in range(4):
         world = generate("planted", bars=60_000, minutes=minutes, seed=seed)
-        state = state_of(world, seed)
+        state = world.state
         hits.append(np.mean(np.sign(world.belief) == state))
         calibration.append(np.mean(world.belief * state) / np.mean(world.belief**2))
     assert abs(np.mean(hits) - accuracy) < 0.012
@@ -180,7 +186,7 @@ def test_filter_is_as_good_as_theory_says_and_calibrated(minutes, duration, kapp
 
 
 def test_either_drift_may_come_first():
-    first = [hidden_state(1, 276.0, streams(seed))[0] for seed in range(400)]
+    first = [hidden_state(1, 276.0, 276.0, streams(seed))[0] for seed in range(400)]
     assert abs(np.mean(first)) < 4 / np.sqrt(400) and set(first) == {-1.0, 1.0}
 
 
@@ -201,12 +207,13 @@ def test_belief_is_the_hamilton_filter_of_the_bars_seen():
 
 def test_belief_sees_no_later_bar():
     z = np.random.default_rng(0).standard_normal(500)
-    whole = filter_belief(z, 100.0, 0.2)
+    law = symmetric(100.0, 0.2)
+    whole = hamilton_belief(z, **law)
     for t in (0, 1, 250, 498):
         changed = np.r_[z[: t + 1], -5 * z[t + 1 :]]
-        np.testing.assert_array_equal(filter_belief(changed, 100.0, 0.2)[: t + 1], whole[: t + 1])
-        np.testing.assert_array_equal(filter_belief(z[: t + 1], 100.0, 0.2), whole[: t + 1])
-    assert filter_belief(-z, 100.0, 0.2)[-1] == -whole[-1]
+        np.testing.assert_array_equal(hamilton_belief(changed, **law)[: t + 1], whole[: t + 1])
+        np.testing.assert_array_equal(hamilton_belief(z[: t + 1], **law), whole[: t + 1])
+    assert hamilton_belief(-z, **law)[-1] == pytest.approx(-whole[-1], abs=1e-12)
 
 
 def test_components_have_their_own_noise():
@@ -214,7 +221,7 @@ def test_components_have_their_own_noise():
         generate("planted", bars=500, minutes=5, seed=1, parameters={"kappa": k})
         for k in (0.1, 0.3)
     )
-    state, sd = state_of(weak, 1), 0.16 / np.sqrt(252 * 276)
+    state, sd = weak.state, 0.16 / np.sqrt(252 * 276)
     drift = np.log(strong.bars.close / weak.bars.close)
     np.testing.assert_allclose(drift, 0.2 * sd * np.cumsum(state), atol=3e-5)  # a tick of rounding
     np.testing.assert_array_equal(weak.bars.volume, strong.bars.volume)
