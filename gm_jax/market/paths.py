@@ -63,14 +63,26 @@ def log_path(start_price: float, move: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """
     start = np.log(np.rint(start_price / TICK) * TICK)
     end = start + np.cumsum(move)
-    low, high = PRICES
-    outside = np.flatnonzero((end < np.log(low)) | (end > np.log(high)))
-    if len(outside):
-        raise UserError(
-            f"The generated price leaves {low:,.0f} to {high:,.0f} points at bar {outside[0]:,}: "
-            "ask for fewer bars, a smaller drift or a lower volatility."
-        )
+    low, high = np.log(PRICES)
+    refuse_far((end < low) | (end > high))
     return np.concatenate([[start], end[:-1]]), end
+
+
+def refuse_far(outside: np.ndarray) -> None:
+    """Make sure that the price stays where ticks and contracts mean something.
+
+    Args:
+        outside: [T] bool, whether a bar leaves `PRICES`.
+
+    Raises:
+        UserError: one does.
+    """
+    if outside.any():
+        low, high = PRICES
+        raise UserError(
+            f"The generated price leaves {low:,.0f} to {high:,.0f} points at bar "
+            f"{int(np.argmax(outside)):,}: ask for fewer bars, a smaller drift or volatility."
+        )
 
 
 def on_ticks(log_price: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from gm_jax.market.calendar import SESSION_MINUTES, roll_session
 from gm_jax.market.paths import (
     MEAN_VOLUME,
+    PRICES,
     SESSIONS_PER_YEAR,
     TICK,
     Paths,
@@ -19,6 +20,7 @@ from gm_jax.market.paths import (
     ar1,
     decaying_sum,
     extremes,
+    refuse_far,
     whole_contracts,
 )
 from gm_jax.market.rolls import EXPIRY_JUMP
@@ -93,6 +95,9 @@ def realistic(
             make a year.
         start_price: price before the first gap, points.
         annual_drift: expected change of price, spread over all steps, a fraction of the price.
+
+    Raises:
+        UserError: the price leaves its range.
     """
     days = np.unique(session)
     mixing = np.sqrt((_SHOCK_DF - 2) / stream("tail").chisquare(_SHOCK_DF, (len(days), STEPS)))
@@ -112,7 +117,9 @@ def realistic(
     steps = Paths(
         open_ * TICK, high * TICK, low * TICK, close * TICK, volume, belief=None, state=None
     )
-    return _joined(steps, minutes // STEP_MINUTES, len(session))
+    bars = _joined(steps, minutes // STEP_MINUTES, len(session))
+    refuse_far((bars.low < PRICES[0]) | (bars.high > PRICES[1]))
+    return bars
 
 
 def _volatility(shock: np.ndarray, annual: float, stream: Streams) -> _Volatility:

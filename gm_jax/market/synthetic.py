@@ -98,12 +98,13 @@ def describe(market: str) -> str:
         UserError: there is no such market.
     """
     recipe = _recipe(market)
-    parameters = (
-        f"  {name:<20}{p.default_at(5):g} ({p.default_at(30):g} at 30 minutes), "
-        f"{p.low:g} to {p.high:g}: {p.meaning}"
-        for name, p in recipe.parameters.items()
-    )
-    return "\n".join([f"{market}: {recipe.tests}", f"Best: {recipe.best}", *parameters])
+    lines = [f"{market}: {recipe.tests}", f"Best: {recipe.best}"]
+    for name, p in recipe.parameters.items():
+        usual = f"{p.default_at(5):g}"
+        if p.default_at(30) != p.default_at(5):
+            usual += f" ({p.default_at(30):g} at 30 minutes)"
+        lines.append(f"  {name} = {usual}: {p.meaning}; {p.low:g} to {p.high:g}")
+    return "\n".join(lines)
 
 
 def clock(bars: int, minutes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +153,7 @@ def _effective(
         if not (number and p.low <= value <= p.high):
             raise UserError(
                 f"{name}={value!r} for market {market!r}: "
-                f"expected a number from {p.low:g} to {p.high:g}."
+                f"expected a number from {p.low:g} to {p.high:g}, {p.meaning}."
             )
         values[name] = float(value)
     return values

@@ -54,14 +54,18 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "duration_up": (2.0, 1e6, "mean bars that the favourable state lasts"),
     "duration_down": (2.0, 1e6, "mean bars that the other state lasts"),
     "kappa": (0.001, 2.0, "size of the drift, deviations of a bar"),
-    "drift_up": (-2.0, 2.0, "drift in the favourable state, its deviations of a bar"),
-    "drift_down": (-2.0, 2.0, "drift in the other state, the same deviations"),
+    "drift_up": (-2.0, 2.0, "drift in the favourable state, in its deviations of a bar"),
+    "drift_down": (-2.0, 2.0, "drift in the other state, in the same deviations"),
     "volatility_ratio": (0.1, 10.0, "volatility in the other state over the favourable one's"),
     "half_life": (0.5, 1e5, "bars after which half of a deviation is left"),
     "share": (0.001, 0.999, "of a bar's variance made by the deviation"),
-    "annual_volatility": (0.01, 1.0, "a fraction; in the favourable state where it switches"),
+    "annual_volatility": (
+        0.01,
+        1.0,
+        "of the shocks, a fraction; of the favourable state where two differ",
+    ),
     "annual_drift": (-1.0, 1.0, "expected change of price in 252 sessions, a fraction"),
-    "mean_volume": (1.0, 1e6, "contracts in five minutes"),
+    "mean_volume": (0.1, 1e6, "contracts in five minutes; a bar has at least one"),
     "start_price": (1_000.0, 100_000.0, "first price, points"),
 }
 
@@ -70,9 +74,11 @@ def _parameters(**defaults: Default) -> dict[str, Parameter]:
     return {name: Parameter(x, *_BOUNDS[name]) for name, x in defaults.items()}
 
 
-def _planted(kappa: Default, mean_volume: float = MEAN_VOLUME) -> dict[str, Parameter]:
+def _planted(
+    duration: Default, kappa: Default, mean_volume: Default = MEAN_VOLUME
+) -> dict[str, Parameter]:
     return _parameters(
-        duration={5: 276.0, 30: 92.0},
+        duration=duration,
         kappa=kappa,
         annual_volatility=0.16,
         start_price=15_000.0,
@@ -84,7 +90,7 @@ def _switching(
     durations: tuple[Default, Default],
     drifts: tuple[Default, Default],
     ratio: float,
-    annual_volatility: float,
+    annual_volatility: Default,
 ) -> dict[str, Parameter]:
     return _parameters(
         duration_up=durations[0],
@@ -104,22 +110,22 @@ _SESSION = {5: 276.0, 30: 92.0}  # bars; one session, two at 30 minutes
 MARKETS: dict[str, Recipe] = {
     "planted": Recipe(
         planted,
-        _planted(kappa=_EASY),
+        _planted(_SESSION, _EASY),
         tests="Whether a team finds a hidden drift that turns about once a session.",
         best="Long above a band around even odds, short or flat below it, by the two-state "
         "Hamilton filter of returns.",
     ),
     "planted_hard": Recipe(
         planted,
-        _planted(kappa={5: 0.05, 30: 0.11}),
+        _planted(_SESSION, {5: 0.05, 30: 0.11}),
         tests="The same as `planted` with a drift so small that it takes months to show.",
         best="As in `planted`: the Hamilton filter with a band, wider for the fainter signal.",
     ),
     "mean_reverting": Recipe(
         mean_reverting,
         _parameters(
-            half_life={5: 20.0, 30: 10.0},
-            share=0.5,
+            half_life={5: 12.0, 30: 8.0},
+            share={5: 0.6, 30: 0.8},
             annual_volatility=0.16,
             start_price=15_000.0,
             mean_volume=MEAN_VOLUME,
@@ -132,28 +138,29 @@ MARKETS: dict[str, Recipe] = {
         switching,
         _switching(
             durations=({5: 552.0, 30: 184.0}, {5: 276.0, 30: 92.0}),
-            drifts=({5: 0.06, 30: 0.125}, {5: 0.02, 30: 0.04}),
+            drifts=(0.06, 0.02),
             ratio=3.0,
-            annual_volatility=0.08,
+            annual_volatility={5: 0.04, 30: 0.03},
         ),
-        tests="Whether risk is controlled: the drift is always up, but tiny and dear when wild.",
+        tests="Whether risk is controlled: prices always drift up, at times little and wildly.",
         best="Long while calm and nothing while wild, by the Hamilton filter of returns; blind to "
         "risk one would stay long throughout.",
         below="flat",
     ),
     "execution_only": Recipe(
         planted,
-        _planted(kappa=_EASY, mean_volume=4.0),
-        tests="Whether orders are worked: the market is so thin that impact eats large ones.",
+        _planted(20.0, {5: 0.25, 30: 0.4}, mean_volume={5: 2.0, 30: 1 / 3}),
+        tests="Whether orders are worked: drifts are brief, and so few contracts trade that the "
+        "impact of large orders eats the gain.",
         best="As in `planted` by the Hamilton filter, but traded contract by contract.",
     ),
     "volatility_step": Recipe(
         switching,
         _switching(
             durations=({5: 5_520.0, 30: 920.0}, {5: 5_520.0, 30: 920.0}),
-            drifts=({5: 0.02, 30: 0.05}, {5: 0.02, 30: 0.05}),
+            drifts=({5: 0.02, 30: 0.03}, {5: 0.02, 30: 0.03}),
             ratio=3.0,
-            annual_volatility=0.08,
+            annual_volatility={5: 0.08, 30: 0.04},
         ),
         tests="Whether size follows risk: volatility triples for weeks under an unchanged drift.",
         best="Long throughout, fewer contracts while volatility is high by the Hamilton filter of "
