@@ -30,8 +30,9 @@ def total(values: Iterable[Value]) -> Value:
 def half_life_weight(bars: int) -> float:
     """Return 1 − 2^(−1 / bars), the weight of an exponential mean that halves in so many bars."""
     # A power of floats comes from the machine's C library; decimals are the same everywhere.
-    context = Context(prec=40)
-    return float(1 - context.power(Decimal(2), context.divide(Decimal(-1), Decimal(bars))))
+    exact = Context(prec=40)
+    halving = exact.power(Decimal(2), exact.divide(Decimal(-1), Decimal(bars)))
+    return float(exact.subtract(Decimal(1), halving))
 
 
 class Ops(ABC):

@@ -26,7 +26,7 @@ DAY = 24 * 60  # minutes
 def recursion(
     values: Iterable[float], slot: list[float], n: int, weight: float, delay: int
 ) -> list[float]:
-    """Run `Ops.smooth` over values; `slot` = [values seen, mean (sum before the seed)], updated."""
+    """Run `Ops.smooth` over values; `slot` = [values seen, mean], updated."""
     seen, mean = slot
     seeded, out = delay + n, []
     for value in values:
@@ -37,9 +37,7 @@ def recursion(
         if seen > seeded:
             mean += weight * (value - mean)
         elif seen > delay:
-            mean += value
-            if seen == seeded:
-                mean /= n
+            mean += (value - mean) / (seen - delay)  # the plain mean; a constant stays exact
         out.append(mean if seen >= seeded else NAN)
     slot[:] = seen, mean
     return out
