@@ -69,7 +69,7 @@ def describe(names: Sequence[str] | None = None) -> dict[str, str]:
         return {name: parse(name).definition for name in names}
     return {
         form(stem): define(function, {p.name: p.name.upper() for p in parameters(stem)})
-        for stem, function in REGISTRY.items()
+        for stem, function in sorted(REGISTRY.items())
     }
 
 

@@ -71,7 +71,9 @@ def parse(name: str) -> Feature:
     stem, tail = (match[1], match[2]) if match else (name, "")
     if stem not in REGISTRY:
         near = difflib.get_close_matches(stem, REGISTRY, n=1)
-        hint = f"did you mean {near[0] + tail!r}?" if near else f"known: {', '.join(REGISTRY)}"
+        hint = (
+            f"did you mean {near[0] + tail!r}?" if near else f"known: {', '.join(sorted(REGISTRY))}"
+        )
         raise ValueError(f"unknown feature {name!r}; {hint}")
     takes = parameters(stem)
     given = [int(n) for n in tail.split("_")[1:]]

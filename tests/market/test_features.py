@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gm_jax.market import features as ft
-from gm_jax.market.calendar import MINUTE
+from gm_jax.market.calendar import MINUTE, regular_hours
 from gm_jax.market.ops import half_life_weight
 from gm_jax.market.readers import Batch
 from gm_jax.market.regimes import REGIMES
@@ -144,6 +144,16 @@ def test_batch_equals_stream_on_a_million_bars():
     names = (*ft.TACTICAL_FEATURES, *POINTS, "crisis_5520", "minutes_to_break")
     bars = make_bars(1_000_000, 16, roll_share=1e-4)
     assert_same_bits(ft.compute(names, bars), stream(names, bars)[0])
+
+
+def test_a_session_from_its_first_bar_to_its_last():
+    bars = make_bars(276, 17)
+    place, left, last_hour, regular = ft.compute(TIMED, bars).T
+    assert [place[0], place[137], place[-1]] == pytest.approx([-1 + 2 / 276, 0, 1], abs=1e-15)
+    assert [left[0], left[137], left[-1]] == pytest.approx([275 / 276, 0.5, 0], abs=1e-15)
+    assert last_hour[-14:] == pytest.approx([1, 1, *(np.arange(11, -1, -1) / 12)], abs=1e-15)
+    np.testing.assert_array_equal(regular > 0, regular_hours(bars.time))
+    assert (regular > 0).sum() == 6.5 * 12
 
 
 # what features may and may not depend on
@@ -321,8 +331,8 @@ def test_lengths_may_be_left_out():
     [
         ("retrun_60", "did you mean 'return_60'"),
         ("price_smaa_20", "did you mean 'price_sma_20'"),
-        ("zzz", "known: return, volatility"),
-        ("", "known: return"),
+        ("zzz", "known: atr, atr_ratio, bear_trend"),
+        ("", "known: atr"),
         ("return", "expected return_LENGTH"),
         ("rsi_0", "from 1 to 99999"),
         ("rsi_14_3", "expected rsi_LENGTH"),
@@ -355,6 +365,7 @@ def test_describe_without_names_lists_every_feature():
         found["macd_FAST_SLOW_SIGNAL"] == "MACD histogram (FAST, SLOW, SIGNAL) / close; fraction."
     )
     assert {"time_of_day", "minutes_to_break_WITHIN", "crisis_LENGTH"} <= set(found)
+    assert list(found) == sorted(found)
     assert len(found) == len(ft.REGISTRY) == len(set(found.values()))
 
 
