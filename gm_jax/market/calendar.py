@@ -26,10 +26,10 @@ from pandas.tseries.offsets import Week
 
 MINUTE = 60 * 10**9  # ns
 SESSION_MINUTES = 23 * 60
+REGULAR = ((9 + 6) * 60 + 30, (16 + 6) * 60)  # 09:30 and 16:00, in minutes since 18:00
 NEW_YORK = "America/New_York"
 
 _OPEN_TO_MIDNIGHT = 6 * 60 * MINUTE  # 18:00 to 24:00: adding it turns a clock into a trade date
-_REGULAR = ((9 + 6) * 60 + 30, (16 + 6) * 60)  # 09:30 and 16:00, in minutes since 18:00
 _HALT = ((16 + 6) * 60 + 15, (16 + 6) * 60 + 30)  # 16:15 and 16:30, in minutes since 18:00
 _HALT_ENDED = np.datetime64("2021-06-28").astype(np.int64)  # first session without the halt
 
@@ -78,7 +78,7 @@ def minute_of_session(time_ns: np.ndarray) -> np.ndarray:
 def regular_hours(time_ns: np.ndarray) -> np.ndarray:
     """Return whether each bar opens from 09:30 to before 16:00 New York, [T] bool."""
     minute = minute_of_session(time_ns)
-    return (minute >= _REGULAR[0]) & (minute < _REGULAR[1])
+    return (minute >= REGULAR[0]) & (minute < REGULAR[1])
 
 
 def closed(time_ns: np.ndarray) -> np.ndarray:

@@ -1,34 +1,38 @@
 """One language for features, three readers: a whole file, one bar at a time, and the warm-up.
 
 A feature is a function of an `Ops` object `x`. `Batch` reads it with arrays [T], `Stream` with
-floats and a little memory, `Warmup` with the number of bars each value needs. Batch and Stream use
-+ − × ÷ √ and comparisons in the same order and therefore give the same bits on every machine. NaN
-stands for a value that does not exist yet. NumPy only: an exported model carries this file.
+floats and a little memory, `Warmup` with the number of bars each value needs (`readers.py`). Batch
+and Stream use + − × ÷ √ and comparisons in the same order and therefore give the same bits on every
+machine. NaN stands for a value that does not exist yet.
 """
-# ruff: noqa: D102 - the readers' methods are described once, in Ops
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from decimal import Context, Decimal
 from functools import reduce
 from operator import add
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
+from typing import Any, TypeAlias
 
 
 Value: TypeAlias = Any  # array [T] f64 in Batch, float in Stream, Age in Warmup
 
 NAN = math.nan
-FADE = 7  # time constants until a recursive mean has forgotten its seed: e^-7 < 1/1000
 
 
 def total(values: Iterable[Value]) -> Value:
     """Add from the first to the last; the built-in `sum` rounds differently since Python 3.12."""
     return reduce(add, values)
+
+
+def half_life_weight(bars: int) -> float:
+    """Return 1 − 2^(−1 / bars), the weight of an exponential mean that halves in so many bars."""
+    # A power of floats comes from the machine's C library; decimals are the same everywhere.
+    exact = Context(prec=40)
+    halving = exact.power(Decimal(2), exact.divide(Decimal(-1), Decimal(bars)))
+    return float(exact.subtract(Decimal(1), halving))
 
 
 class Ops(ABC):
@@ -49,6 +53,11 @@ class Ops(ABC):
     change: Value  # close − previous close, quoted points
     returns: Value  # change / previous close
     true_range: Value  # span of the bar and the previous close, quoted points
+    minute: Value  # of the bar's open, since 18:00 New York, 0..1439
+    bar_minutes: int  # length of a bar
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Value] = {}
 
     def load(self, quotes: Sequence[Value], roll: Value) -> None:
         """Set the series from (open, high, low, close, volume); `roll`: a new contract begins."""
@@ -64,6 +73,17 @@ class Ops(ABC):
         self.open, self.high = open * self.factor, high * self.factor
         self.low, self.close = low * self.factor, close * self.factor
 
+    def once(self, definition: Callable[..., Value], *lengths: int) -> Value:
+        """Evaluate a definition that several features share, once for all of them."""
+        key = (definition, *lengths)
+        if key not in self._known:
+            self._known[key] = definition(self, *lengths)
+        return self._known[key]
+
+    def from_start(self, a: Value) -> Value:
+        """Return `a`, whose value is meant from the first bar on: it needs no warm-up."""
+        return a
+
     @abstractmethod
     def lag(self, a: Value, n: int) -> Value:
         """Return `a` of n bars ago."""
@@ -75,6 +95,20 @@ class Ops(ABC):
     @abstractmethod
     def smooth(self, a: Value, n: int, weight: float, delay: int = 0) -> Value:
         """Return the recursion m += weight · (a − m), from the mean of n values after `delay`."""
+
+    @abstractmethod
+    def season(self, a: Value) -> Value:
+        """Return the mean of `a` ≥ 0 at this minute of the day over its mean at any time.
+
+        Both are taken over all bars before this one; 1 while the first is unknown or 0.
+        """
+
+    @abstractmethod
+    def percentiles(self, a: Value, n: int, percents: Sequence[int]) -> Sequence[Value]:
+        """Return percentiles of the n values before this one.
+
+        The p-th is the value of rank ⌊p (n − 1) / 100⌋, counted from 0: no interpolation.
+        """
 
     @abstractmethod
     def product(self, a: Value) -> Value:
@@ -99,6 +133,10 @@ class Ops(ABC):
     def minimum(self, a: Value, b: Value) -> Value:
         """Return the smaller of two values; NaN where b is NaN."""
         return self.where(a < b, a, b)
+
+    def absolute(self, a: Value) -> Value:
+        """Return the value without its sign."""
+        return self.maximum(a, 0.0 - a)
 
     def ema(self, a: Value, n: int, delay: int = 0) -> Value:
         """Average exponentially with weight 2 / (n + 1)."""
@@ -125,6 +163,14 @@ class Ops(ABC):
         centre = total(v - a for v in values) / n
         return self.sqrt(total((v - a - centre) * (v - a - centre) for v in values) / n)
 
+    def correlation(self, a: Value, b: Value, n: int) -> Value:
+        """Return Pearson's correlation of the last n pairs; 0 where one of them is constant."""
+        ours, theirs = self.window(a, n), self.window(b, n)
+        here, there = total(v - a for v in ours) / n, total(v - b for v in theirs) / n
+        pairs = zip(ours, theirs, strict=True)
+        covariance = total((v - a - here) * (w - b - there) for v, w in pairs) / n
+        return self.ratio(covariance, self.std(a, n) * self.std(b, n))
+
     def slope(self, a: Value, n: int) -> Value:
         """Fit a line to the last n values by least squares; return its rise per bar."""
         steps = [k - (n - 1) / 2 for k in range(n)]
@@ -138,163 +184,3 @@ class Ops(ABC):
     def lowest(self, a: Value, n: int) -> Value:
         """Return the smallest of the last n values."""
         return reduce(self.minimum, self.window(a, n))
-
-
-def recursion(
-    values: Iterable[float], slot: list[float], n: int, weight: float, delay: int
-) -> list[float]:
-    """Run `Ops.smooth` over values; `slot` = [values seen, mean (sum before the seed)], updated."""
-    seen, mean = slot
-    seeded, out = delay + n, []
-    for value in values:
-        if value != value:  # NaN: the series has not begun
-            out.append(NAN)
-            continue
-        seen += 1
-        if seen > seeded:
-            mean += weight * (value - mean)
-        elif seen > delay:
-            mean += value
-            if seen == seeded:
-                mean /= n
-        out.append(mean if seen >= seeded else NAN)
-    slot[:] = seen, mean
-    return out
-
-
-class BarArrays(Protocol):
-    """The columns of bars that features read: arrays [T]."""
-
-    @property
-    def open(self) -> np.ndarray: ...
-    @property
-    def high(self) -> np.ndarray: ...
-    @property
-    def low(self) -> np.ndarray: ...
-    @property
-    def close(self) -> np.ndarray: ...
-    @property
-    def volume(self) -> np.ndarray: ...
-    @property
-    def roll(self) -> np.ndarray: ...
-
-
-class Batch(Ops):
-    """All bars at once: every value is an array [T] f64."""
-
-    def __init__(self, bars: BarArrays) -> None:
-        columns = (bars.open, bars.high, bars.low, bars.close, bars.volume)
-        self.load([np.asarray(c, np.float64) for c in columns], np.asarray(bars.roll, np.bool_))
-
-    def lag(self, a: Value, n: int) -> Value:
-        return np.concatenate([np.full(n, NAN), a])[: len(a)]
-
-    def window(self, a: Value, n: int) -> Sequence[Value]:
-        padded = np.concatenate([np.full(n - 1, NAN), a])
-        return [padded[k : k + len(a)] for k in range(n)]
-
-    def smooth(self, a: Value, n: int, weight: float, delay: int = 0) -> Value:
-        return np.array(recursion(a.tolist(), [0, 0.0], n, weight, delay))
-
-    def product(self, a: Value) -> Value:
-        return np.cumprod(a)
-
-    def where(self, condition: Value, a: Value, b: Value) -> Value:
-        return np.where(condition, a, b)
-
-    def ratio(self, a: Value, b: Value) -> Value:
-        return np.divide(a, b, out=np.zeros_like(b), where=b != 0)
-
-    def sqrt(self, a: Value) -> Value:
-        return np.sqrt(a)
-
-
-class Stream(Ops):
-    """One bar at a time: every value is a float.
-
-    Features run the same calls in the same order at every bar, so the k-th call that needs memory
-    owns slot k. Call `rewind` and `load` first at each bar.
-    """
-
-    def __init__(self) -> None:
-        self.slots: list[list[float]] = []
-        self._next = 0
-
-    def rewind(self) -> None:
-        self._next = 0
-
-    def _slot(self, start: Callable[[], list[float]]) -> list[float]:
-        if self._next == len(self.slots):
-            self.slots.append(start())
-        self._next += 1
-        return self.slots[self._next - 1]
-
-    def lag(self, a: Value, n: int) -> Value:
-        return self.window(a, n + 1)[0]
-
-    def window(self, a: Value, n: int) -> Sequence[Value]:
-        values = self._slot(lambda: [NAN] * n)
-        del values[0]
-        values.append(a)
-        return values
-
-    def smooth(self, a: Value, n: int, weight: float, delay: int = 0) -> Value:
-        return recursion([a], self._slot(lambda: [0, 0.0]), n, weight, delay)[0]
-
-    def product(self, a: Value) -> Value:
-        slot = self._slot(lambda: [1.0])
-        slot[0] *= a
-        return slot[0]
-
-    def where(self, condition: Value, a: Value, b: Value) -> Value:
-        return a if condition else b
-
-    def ratio(self, a: Value, b: Value) -> Value:
-        return a / b if b != 0 else 0.0
-
-    def sqrt(self, a: Value) -> Value:
-        return math.sqrt(a)
-
-
-@dataclass(frozen=True)
-class Age:
-    """How many bars must come before the first usable value."""
-
-    bars: int
-
-    def join(self, *others: object) -> Age:
-        """Return the age of something computed from this and others; constants have none."""
-        return Age(max(self.bars, *(o.bars for o in others if isinstance(o, Age)), 0))
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = join
-    __gt__ = __lt__ = join
-
-
-class Warmup(Ops):
-    """No bars at all: every value is its `Age`. A recursive mean counts as usable after `FADE`."""
-
-    def __init__(self) -> None:
-        self.open = self.high = self.low = self.close = self.raw_close = Age(0)
-        self.volume = self.factor = Age(0)
-        self.change = self.returns = self.true_range = Age(1)
-
-    def lag(self, a: Value, n: int) -> Value:
-        return Age(a.bars + n)
-
-    def window(self, a: Value, n: int) -> Sequence[Value]:
-        return [Age(a.bars + n - 1)] * n
-
-    def smooth(self, a: Value, n: int, weight: float, delay: int = 0) -> Value:
-        return Age(a.bars + delay + n - 1 + math.ceil(FADE / weight))
-
-    def product(self, a: Value) -> Value:
-        return a
-
-    def where(self, condition: Value, a: Value, b: Value) -> Value:
-        return Age(0).join(condition, a, b)
-
-    def ratio(self, a: Value, b: Value) -> Value:
-        return Age(0).join(a, b)
-
-    def sqrt(self, a: Value) -> Value:
-        return a

@@ -3,12 +3,26 @@
 import math
 import statistics
 from dataclasses import dataclass, fields
+from datetime import datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
+
+from gm_jax.market.calendar import minute_of_session
+from gm_jax.market.regimes import REGIMES
+from gm_jax.market.synthetic import clock
+
+
+MINUTES = 5  # of a bar
+NEW_YORK = ZoneInfo("America/New_York")
 
 
 @dataclass
 class Quotes:
+    minutes = MINUTES
+
+    time: np.ndarray
     open: np.ndarray
     high: np.ndarray
     low: np.ndarray
@@ -20,7 +34,9 @@ class Quotes:
         return Quotes(*(getattr(self, f.name)[rows] for f in fields(self)))
 
     def __iter__(self):
-        return zip(*(getattr(self, f.name) for f in fields(self)), strict=True)
+        """Yield what a stream takes."""
+        columns = [getattr(self, f.name) for f in fields(self)][1:]
+        return zip(minute_of_session(self.time), *columns, strict=True)
 
 
 def make_bars(T, seed=0, roll_share=0.0, scale=15_000.0, still=0.0):
@@ -35,14 +51,16 @@ def make_bars(T, seed=0, roll_share=0.0, scale=15_000.0, still=0.0):
     volume = np.floor(rng.lognormal(6, 1, T)) * (rng.random(T) > 0.05)
     high = np.maximum(open_, close) * (1 + top)
     low = np.minimum(open_, close) * (1 - bottom)
-    return Quotes(open_ * gap, high * gap, low * gap, close * gap, volume, roll)
+    times = clock(T, MINUTES)[0]
+    return Quotes(times, open_ * gap, high * gap, low * gap, close * gap, volume, roll)
 
 
 class Reference:
     """Prices are back-adjusted to the last contract; features do not see the scale."""
 
     def __init__(self, bars):
-        o, h, low, c, v, roll = (list(column) for column in vars(bars).values())
+        self.times, o, h, low, c, v, roll = (list(column) for column in vars(bars).values())
+        self.labels = {}
         self.o, self.h, self.l, self.c, self.v, self.raw = o[:], h[:], low[:], c[:], v, c
         for t in range(1, len(c)):
             if roll[t]:
@@ -80,11 +98,7 @@ class Reference:
         return (100 - 100 / (1 + up / down)) / 50 - 1
 
     def macd(self, t, fast, slow, signal):
-        lines = [
-            self.averaged(self.c, k, fast, slow - fast, 2 / (fast + 1))
-            - self.averaged(self.c, k, slow, 0, 2 / (slow + 1))
-            for k in range(slow - 1, t + 1)
-        ]
+        lines = [self.line(k, fast, slow) for k in range(slow - 1, t + 1)]
         mean = self.averaged(lines, len(lines) - 1, signal, 0, 2 / (signal + 1))
         return (lines[-1] - mean) / self.c[t]
 
@@ -95,6 +109,82 @@ class Reference:
     def momentum(self, t, n):
         past = [self.ret(k) for k in range(t - 4 * n + 1, t + 1)]
         return sum(past[-n:]) / math.sqrt(n) / math.sqrt(statistics.fmean(r * r for r in past))
+
+    def atr_ratio(self, t, n):
+        spans = [s * c / q for s, c, q in zip(self.spans, self.c, self.raw, strict=True)]
+        return self.averaged(spans, t, n, 1, 1 / n) / self.c[t]
+
+    def line(self, t, fast, slow):
+        return self.averaged(self.c, t, fast, slow - fast, 2 / (fast + 1)) - self.averaged(
+            self.c, t, slow, 0, 2 / (slow + 1)
+        )
+
+    def ewma_momentum(self, t, half_life):
+        w = 1 - 0.5 ** (1 / half_life)
+        returns = [self.ret(k) for k in range(1, t + 1)]
+        mean = self.averaged(returns, t - 1, half_life, 0, w)
+        square = self.averaged([r * r for r in returns], t - 1, half_life, 0, w)
+        return mean / math.sqrt(square) * math.sqrt((2 - w) / w)
+
+    def typical(self, t):
+        return (self.h[t] + self.l[t] + self.c[t]) / 3
+
+    def vwap(self, t, n):
+        rows = range(t - n + 1, t + 1)
+        usual = sum(self.typical(k) * self.v[k] for k in rows) / sum(self.v[k] for k in rows)
+        return self.c[t] / usual - 1
+
+    def money_flow(self, t, n):
+        up = down = 0
+        for k in range(t - n + 1, t + 1):
+            if self.typical(k) > self.typical(k - 1):
+                up += self.typical(k) * self.v[k]
+            elif self.typical(k) < self.typical(k - 1):
+                down += self.typical(k) * self.v[k]
+        return (100 - 100 / (1 + up / down)) / 50 - 1
+
+    def clock(self, t):
+        return datetime.fromtimestamp(self.times[t] / 1e9, NEW_YORK)
+
+    def minutes_left(self, t):
+        """From the bar's close to the next 17:00 on the wall."""
+        end = self.clock(t).replace(tzinfo=None) + timedelta(minutes=MINUTES)
+        stop = end.replace(hour=17, minute=0)
+        return ((stop if end <= stop else stop + timedelta(days=1)) - end).total_seconds() / 60
+
+    def label(self, t, n):
+        if n not in self.labels:
+            slots = [self.clock(k).time() for k in range(len(self.c))]
+            self.labels[n] = regimes(np.array(self.c), slots, n)
+        return self.labels[n][t]
+
+
+def regimes(closes, slots, n, drift_of=lambda ratio: ratio - 1):
+    """Return the regime's id of every bar, by pandas."""
+    closes = pd.Series(closes)
+    returns = closes.pct_change()
+    size = returns.abs()
+    usual = size.groupby(slots).transform(lambda s: s.expanding().mean().shift())
+    season = usual / size.expanding().mean().shift()
+    v = (returns / season.where(season > 0, 1)).rolling(20).std(ddof=0)
+    drift = drift_of(closes.rolling(5).mean() / closes.rolling(20).mean())
+    trend = drift.abs() / (returns.rolling(20).std(ddof=0) * math.sqrt(20))
+
+    def before(series, share):
+        return series.rolling(n).quantile(share, interpolation="lower").shift()
+
+    rules = {
+        "CRISIS": v > before(v, 0.97),
+        "VOLATILE": v > before(v, 0.85),
+        "BULL_TREND": (trend > before(trend, 0.7)) & (drift > 0),
+        "BEAR_TREND": (trend > before(trend, 0.7)) & (drift < 0),
+        "CONSOLIDATION": v < before(v, 0.3),
+    }
+    return np.select(list(rules.values()), [REGIMES.index(name) for name in rules], 0)
+
+
+def one_of(name):
+    return lambda r, t, n: 1 if REGIMES[r.label(t, n)] == name else -1
 
 
 MEAN, STD = statistics.fmean, statistics.pstdev
@@ -107,6 +197,21 @@ REFERENCES = {
     "price_sma": lambda r, t, n: r.c[t] / MEAN(r.last(r.c, t, n)) - 1,
     "bollinger": lambda r, t, n: (r.c[t] - MEAN(r.last(r.c, t, n))) / (2 * STD(r.last(r.c, t, n))),
     "macd": Reference.macd,
+    "price_ema": lambda r, t, n: r.c[t] / r.averaged(r.c, t, n, 0, 2 / (n + 1)) - 1,
+    "ewma_momentum": Reference.ewma_momentum,
+    "macd_line": lambda r, t, fast, slow: r.line(t, fast, slow) / r.c[t],
+    "bollinger_width": lambda r, t, n: 4 * STD(r.last(r.c, t, n)) / MEAN(r.last(r.c, t, n)),
+    "drawdown": lambda r, t, n: r.c[t] / max(r.last(r.h, t, n)) - 1,
+    "atr_ratio": Reference.atr_ratio,
+    "volume_zscore": lambda r, t, n: (r.v[t] - MEAN(r.last(r.v, t, n))) / STD(r.last(r.v, t, n)),
+    "vwap": Reference.vwap,
+    "money_flow": Reference.money_flow,
+    "volume_price": lambda r, t, n: statistics.correlation(r.last(r.c, t, n), r.last(r.v, t, n)),
+    "time_of_day": lambda r, t: 1 - 2 * r.minutes_left(t) / (23 * 60),
+    "minutes_to_break": lambda r, t, within: min(1, r.minutes_left(t) / within),
+    "regular_hours": lambda r, t: 1 if time(9, 30) <= r.clock(t).time() < time(16) else -1,
+    "regime": Reference.label,
+    **{name.lower(): one_of(name) for name in REGIMES[1:]},
     "volume_ratio": lambda r, t, n: MEAN(r.last(r.v, t, 5)) / MEAN(r.last(r.v, t, n)) - 1,
     "volume_trend": Reference.volume_line,
     "higher_highs": lambda r, t, n: r.share(t, n, lambda k: r.h[k] > r.h[k - 1]),

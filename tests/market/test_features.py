@@ -1,8 +1,10 @@
 """Features: both readers, references, causality, rolls, warm-up, state, errors."""
 
 import ast
+import decimal
 import json
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,26 +14,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gm_jax.market import features as ft
-from gm_jax.market.ops import Batch
-from tests.market.feature_reference import REFERENCES, Quotes, Reference, make_bars
+from gm_jax.market.calendar import MINUTE, regular_hours
+from gm_jax.market.ops import half_life_weight
+from gm_jax.market.readers import Batch
+from gm_jax.market.regimes import REGIMES
+from gm_jax.market.registry import parameters
+from gm_jax.market.synthetic import clock
+from tests.market.feature_reference import MINUTES, REFERENCES, Quotes, Reference, make_bars
 
 
 POINTS = ("atr_14", "change_std_20", "mean_notional_20")
-OBSERVED = (*dict.fromkeys(ft.TACTICAL_FEATURES + ft.STRATEGIC_FEATURES), "channel_20")
-RECURSIVE = ("rsi_14", "macd_12_26_9", "atr_14")
-WINDOWED = tuple(n for n in OBSERVED + POINTS if n not in RECURSIVE)
+TIMED = ("time_of_day", "minutes_to_break_1380", "minutes_to_break_60", "regular_hours")
+REGIME = ("regime_40", *(f"{name.lower()}_40" for name in REGIMES[1:]))
+RECURSIVE = (
+    *("rsi_14", "price_ema_20", "ewma_momentum_10", "macd_12_26_9", "macd_line_12_26"),
+    *("atr_14", "atr_ratio_14"),
+)
+OBSERVED = (
+    *dict.fromkeys(ft.TACTICAL_FEATURES + ft.STRATEGIC_FEATURES),
+    *("price_ema_20", "ewma_momentum_10", "macd_line_12_26", "bollinger_width_20", "channel_20"),
+    *("drawdown_60", "atr_ratio_14", "volume_zscore_20", "vwap_20", "money_flow_14"),
+    *("volume_price_20", *TIMED, *REGIME),
+)
+WINDOWED = tuple(n for n in OBSERVED + POINTS if n not in RECURSIVE + TIMED + REGIME)
+LENGTHS = {0: [""], 1: ["_1", "_3"], 2: ["_1_2"], 3: ["_1_2_2"]}
 SHORT = tuple(
-    f"{stem}_{lengths}"
-    for stem in sorted(ft.REGISTRY)
-    for lengths in (["1_2_2"] if stem == "macd" else ["1", "3"])
+    stem + lengths for stem in sorted(ft.REGISTRY) for lengths in LENGTHS[len(parameters(stem))]
 )
 
 
+def split_name(name):
+    """Return stem and lengths."""
+    stem = name.rstrip("_0123456789")
+    return stem, [int(n) for n in name[len(stem) + 1 :].split("_") if n]
+
+
 def stream(names, bars, state=None):
-    reader = ft.FeatureStream(names)
+    reader = ft.FeatureStream(names, MINUTES)
     if state is not None:
         reader.restore(state)
     return np.array([reader.update(*bar) for bar in bars]).reshape(-1, len(names)), reader
+
+
+def quotes(prices, volume):
+    """Bars that open, stay and close at a price."""
+    T = len(prices)
+    return Quotes(clock(T, MINUTES)[0], *[prices] * 4, volume, np.zeros(T, bool))
 
 
 def assert_same_bits(a, b):
@@ -45,7 +73,7 @@ def assert_same_bits(a, b):
 @pytest.mark.parametrize(
     "bars",
     [
-        make_bars(5_000, roll_share=0.01),
+        make_bars(3_000, roll_share=0.01),
         make_bars(700, 1, 0.05, scale=1e-7, still=0.9),
         make_bars(700, 2, 0.05, scale=1e14, still=0.5),
         make_bars(300, 3, still=1.0),
@@ -70,37 +98,62 @@ price, flag = st.sampled_from([1e-9, 1.0, 2.0, 1e13]) | st.floats(1e-9, 1e13), s
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(price, price, price, price, st.floats(0, 1e12), flag), max_size=40))
 def test_batch_equals_stream_on_any_numbers(rows):
-    bars = Quotes(*np.array(rows, float).reshape(-1, 6).T)
+    times = clock(len(rows), MINUTES)[0]
+    bars = Quotes(times, *np.array(rows, float).reshape(-1, 6).T)
     assert_same_bits(ft.compute(SHORT, bars), stream(SHORT, bars)[0])
 
 
 def test_every_feature_has_a_reference():
     assert set(REFERENCES) == set(ft.REGISTRY)
-    assert set(ft.REGISTRY) == {n.rstrip("_0123456789") for n in OBSERVED + POINTS}
+    assert set(ft.REGISTRY) == {split_name(n)[0] for n in OBSERVED + POINTS}
 
 
 @pytest.mark.parametrize("name", OBSERVED + POINTS)
 def test_equals_slow_reference(name):
     bars = make_bars(400, 4, roll_share=0.02)
     found, reference = ft.compute([name], bars)[:, 0], Reference(bars)
-    stem = name.rstrip("_0123456789")
-    lengths = [int(n) for n in name[len(stem) + 1 :].split("_")]
+    stem, lengths = split_name(name)
     rows = range(ft.warmup([name]), len(found), 7)
     expected = [REFERENCES[stem](reference, t, *lengths) for t in rows]
     np.testing.assert_allclose(found[rows], expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("name", "first"), [("rsi_14", 14), ("macd_12_26_9", 33), ("atr_14", 14)])
-def test_recursive_means_are_seeded_as_in_talib(name, first):
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("rsi_14", 14),
+        ("price_ema_20", 19),
+        ("ewma_momentum_10", 10),
+        ("macd_12_26_9", 33),
+        ("macd_line_12_26", 25),
+        ("atr_14", 14),
+        ("atr_ratio_14", 14),
+    ],
+)
+def test_recursive_means_are_seeded_by_their_first_values(name, first):
     bars = make_bars(60, 13)
-    stem, _, lengths = name.partition("_")
+    stem, lengths = split_name(name)
     found = ft.parse(name).read(Batch(bars))  # without the mask of the warm-up
-    expected = [
-        REFERENCES[stem](Reference(bars), t, *map(int, lengths.split("_")))
-        for t in range(first, 60)
-    ]
+    expected = [REFERENCES[stem](Reference(bars), t, *lengths) for t in range(first, 60)]
     assert np.isnan(found[:first]).all()
     np.testing.assert_allclose(found[first:], expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.slow
+def test_batch_equals_stream_on_a_million_bars():
+    names = (*ft.TACTICAL_FEATURES, *POINTS, "crisis_5520", "minutes_to_break")
+    bars = make_bars(1_000_000, 16, roll_share=1e-4)
+    assert_same_bits(ft.compute(names, bars), stream(names, bars)[0])
+
+
+def test_a_session_from_its_first_bar_to_its_last():
+    bars = make_bars(276, 17)
+    place, left, last_hour, regular = ft.compute(TIMED, bars).T
+    assert [place[0], place[137], place[-1]] == pytest.approx([-1 + 2 / 276, 0, 1], abs=1e-15)
+    assert [left[0], left[137], left[-1]] == pytest.approx([275 / 276, 0.5, 0], abs=1e-15)
+    assert last_hour[-14:] == pytest.approx([1, 1, *(np.arange(11, -1, -1) / 12)], abs=1e-15)
+    np.testing.assert_array_equal(regular > 0, regular_hours(bars.time))
+    assert (regular > 0).sum() == 6.5 * 12
 
 
 # what features may and may not depend on
@@ -108,6 +161,7 @@ def test_recursive_means_are_seeded_as_in_talib(name, first):
 
 def test_later_bars_change_nothing_before():
     names, bars, other = OBSERVED + POINTS, make_bars(600, 5, 0.02), make_bars(600, 6, 0.2)
+    other.time = other.time + 60 * MINUTE
     before = ft.compute(names, bars)
     for t in np.random.default_rng(0).integers(0, 599, 20):
         mixed = (
@@ -121,6 +175,21 @@ def test_later_bars_change_nothing_before():
         after = ft.compute(names, Quotes(*mixed))
         assert_same_bits(after[: t + 1], before[: t + 1])
         assert not np.array_equal(after[t + 1 :], before[t + 1 :], equal_nan=True)
+
+
+def test_half_life_weight():
+    assert half_life_weight(1) == 0.5
+    with decimal.localcontext(prec=3):
+        found = [half_life_weight(n) for n in (2, 20, 99_999)]
+    assert found == pytest.approx([1 - 0.5 ** (1 / n) for n in (2, 20, 99_999)], rel=1e-9)
+    assert found[0] == 0.2928932188134524756  # 1 − 1/√2
+
+
+def test_momentum_of_a_random_walk_is_in_sigmas():
+    moves = np.random.default_rng(15).normal(0, 1e-3, 200_000)
+    bars = quotes(np.cumprod(1 + moves), np.ones(len(moves)))
+    found = ft.compute(["momentum_5", "ewma_momentum_10", "ewma_momentum_50"], bars)
+    assert np.nanstd(found, axis=0) == pytest.approx([1, 1, 1], abs=0.03)
 
 
 def with_gap(bars, at, factor=1.0, points=0.0):
@@ -148,7 +217,7 @@ def test_roll_gaps_are_not_seen(names, gap, tolerance):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
     unmarked = ft.compute(names, replace(rolled, roll=bars.roll))
     seen = abs(unmarked - expected)[300:].max(axis=0) > 100 * tolerance
-    assert all(seen | np.char.startswith(names, "volume_"))
+    assert all(seen | np.char.startswith(names, "volume_") | np.isin(names, TIMED))
 
 
 def test_first_bar_has_no_gap_before_it():
@@ -181,10 +250,12 @@ def test_recursive_means_forget_their_seed(name):
 @pytest.mark.parametrize("name", WINDOWED)
 def test_warmup_is_no_longer_than_needed(name):
     bars, ready = make_bars(100, 10), ft.warmup([name])
-    values = []
+    values, columns = [], vars(bars).items()
     for scale in (0.5, 2.0):
-        first = Quotes(*(np.append(a[:1] * scale, a[1:]) for a in vars(bars).values()))
-        values.append(ft.compute([name], first)[ready, 0])
+        first = {
+            k: np.append(a[:1] * scale, a[1:]) for k, a in columns if k not in ("time", "roll")
+        }
+        values.append(ft.compute([name], replace(bars, **first))[ready, 0])
     assert values[0] != values[1]
 
 
@@ -200,19 +271,26 @@ def test_warmup_of_lists():
 
 def test_still_market_is_exactly_neutral():
     c = np.full(300, 15_000.1)
-    found = ft.compute(OBSERVED, Quotes(c, c, c, c, np.full(300, 7.3), np.zeros(300, bool)))[-1]
-    neutral = {"higher_highs_10": -1.0, "lower_lows_10": -1.0}
-    assert found.tolist() == [neutral.get(name, 0.0) for name in OBSERVED]
+    names = [name for name in OBSERVED if name not in TIMED]
+    found = ft.compute(names, quotes(c, np.full(300, 7.3)))[-1]
+    never = ("higher_highs_10", "lower_lows_10", *REGIME[1:])
+    assert found.tolist() == [-1.0 if name in never else 0.0 for name in names]
 
 
 @pytest.mark.parametrize(
     ("name", "bound"),
-    [("momentum_5", 2 * 5**0.5), ("rsi_14", 1), ("volume_trend_20", 6), ("channel_20", 1)],
+    [
+        ("momentum_5", 2 * 5**0.5),
+        ("ewma_momentum_3", (2 / (1 - 0.5 ** (1 / 3)) - 1) ** 0.5),
+        ("rsi_14", 1),
+        ("volume_trend_20", 6),
+        ("channel_20", 1),
+        ("money_flow_14", 1),
+    ],
 )
 def test_bounds(name, bound):
     c = 100 * np.append(np.ones(300), 1.5 ** np.arange(1, 30))
-    jump = Quotes(c, c, c, c, np.append(np.zeros(328), 9.0), np.zeros(329, bool))
-    top = ft.compute([name], jump)[200:].max()
+    top = ft.compute([name], quotes(c, np.append(np.zeros(328), 9.0)))[200:].max()
     assert 0.75 * bound < top <= bound
 
 
@@ -231,10 +309,12 @@ def test_state_round_trip(cut):
     assert json.dumps(reader.state()) == text  # a state is a copy, not a view
 
 
-def test_state_of_other_features_is_refused():
-    state = ft.FeatureStream(["rsi_14"]).state()
-    with pytest.raises(ValueError, match=r"holds \['rsi_14'\]; expected \['rsi_15'\]"):
-        ft.FeatureStream(["rsi_15"]).restore(state)
+def test_state_of_another_stream_is_refused():
+    state = ft.FeatureStream(["rsi_14"], 5).state()
+    with pytest.raises(ValueError, match=r"holds names \['rsi_14'\]; expected \['rsi_15'\]"):
+        ft.FeatureStream(["rsi_15"], 5).restore(state)
+    with pytest.raises(ValueError, match="holds minutes 5; expected 30"):
+        ft.FeatureStream(["rsi_14"], 30).restore(state)
 
 
 # names
@@ -251,17 +331,21 @@ def test_lengths_may_be_left_out():
     [
         ("retrun_60", "did you mean 'return_60'"),
         ("price_smaa_20", "did you mean 'price_sma_20'"),
-        ("zzz", "known: return, volatility"),
-        ("", "known: return"),
+        ("zzz", "known: atr, atr_ratio, bear_trend"),
+        ("", "known: atr"),
         ("return", "expected return_LENGTH"),
         ("rsi_0", "from 1 to 99999"),
         ("rsi_14_3", "expected rsi_LENGTH"),
         ("rsi_-4", "unknown feature"),
         ("macd_26_12_9", "'macd_26_12_9': got fast 26 and slow 12"),
+        ("macd_line_9_9", "got fast 9 and slow 9"),
+        ("crisis", "expected crisis_LENGTH, whole numbers"),
+        ("time_of_day_5", "expected time_of_day, without lengths"),
+        ("ewma_momentum_0", "expected ewma_momentum_HALF_LIFE"),
     ],
 )
 def test_bad_names_are_explained(name, message):
-    for use in (ft.warmup, ft.FeatureStream, ft.describe):
+    for use in (ft.warmup, lambda names: ft.FeatureStream(names, MINUTES), ft.describe):
         with pytest.raises(ValueError, match=message):
             use([name])
 
@@ -274,14 +358,37 @@ def test_describe():
     assert not any("{" in line or "\n" in line for line in found.values())
 
 
+def test_describe_without_names_lists_every_feature():
+    found = ft.describe()
+    assert found["return_LENGTH"] == "Close / close LENGTH bars ago − 1; fraction."
+    assert (
+        found["macd_FAST_SLOW_SIGNAL"] == "MACD histogram (FAST, SLOW, SIGNAL) / close; fraction."
+    )
+    assert {"time_of_day", "minutes_to_break_WITHIN", "crisis_LENGTH"} <= set(found)
+    assert list(found) == sorted(found)
+    assert len(found) == len(ft.REGISTRY) == len(set(found.values()))
+
+
+def imports(module):
+    tree = ast.parse(
+        (Path(ft.__file__).parents[2] / f"{module.replace('.', '/')}.py").read_text("utf-8")
+    )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module == "gm_jax.market" else [node.module]
+
+
 def test_modules_can_be_carried_away():
-    seen = set()
-    for module in ("features", "ops"):
-        tree = ast.parse(Path(ft.__file__).with_name(f"{module}.py").read_text("utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                seen |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                seen.add(node.module)
-    assert {name for name in seen if name.startswith("gm_jax")} == {"gm_jax.market.ops"}
-    assert not seen & {"jax", "jax.numpy", "pandas", "torch", "flax"}
+    """An exported model carries these files; they need no more than the standard library beside."""
+    carried, seen = ["gm_jax.market.features"], set()
+    for module in carried:
+        found = set(imports(module))
+        seen |= {name.split(".")[0] for name in found}
+        carried += sorted(n for n in found if n.startswith("gm_jax") and n not in carried)
+    market = ("features", "registry", "readers", "ops", "calendar", "regimes")
+    families = ("price_features", "volume_features", "time_features")
+    assert set(carried) == {f"gm_jax.market.{name}" for name in market + families}
+    assert seen - set(sys.stdlib_module_names) == {"gm_jax", "numpy", "pandas"}
