@@ -36,6 +36,7 @@ class Team(Protocol):
     AGENTS: tuple[str, ...]
     ACTIONS: tuple[str, ...]
     TERMS: dict[str, str]
+    NEUTRAL: tuple[tuple[int, ...], ...]
 
     def initial(self, params: EnvParams) -> Any:
         """Return the controls at the start."""
@@ -55,8 +56,11 @@ class Team(Protocol):
     def stopped(self, controls: Any) -> Any:
         """Return the controls after a stop."""
 
-    def follow(self, state: State, target: Array, params: EnvParams) -> Array:
-        """Return [A] actions that lead to a position of `target` contracts."""
+    def neutral(self, state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Array:
+        """Return [A] i32, what each agent would do without a will of its own, the others given."""
+
+    def follow(self, state: State, target: Array, work: Array, params: EnvParams) -> Array:
+        """Return [A] actions that lead to `target` contracts, one by one if `work`."""
 
 
 def start(t: Array, params: EnvParams, team: Team) -> State:

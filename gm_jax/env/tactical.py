@@ -4,7 +4,7 @@ Controls are a desired position D and a limit L. In one step
 1. `risk`:      L := clip(L ± lots, 0, max)
 2. `tactical`:  D := clip(D ± lots, lo·L, L)       (lo = −1 with shorts, else 0)
 3. |p| > L: the excess is traded whatever execution says; R := D − p
-4. `execution`: with R's sign SMALL trades min(|R|, 1 lot), LARGE all of R; otherwise nothing.
+4. `execution`: with R's sign SMALL trades one contract, LARGE all of R; otherwise nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 
 AGENTS: tuple[str, ...] = ("tactical", "risk", "execution")
 ACTIONS: tuple[str, ...] = ("HOLD", "BUY_SMALL", "BUY_LARGE", "SELL_SMALL", "SELL_LARGE")
-BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE = 1, 2, 3, 4
+HOLD, BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE = range(5)
+# what an agent without a will of its own may do: hold, and trade whatever is wanted
+NEUTRAL: tuple[tuple[int, ...], ...] = ((HOLD,), (HOLD,), (BUY_LARGE, SELL_LARGE))
 # reward terms beside the shared change of equity, by the agent that receives them
 TERMS: dict[str, str] = {"drawdown": "risk", "shortfall": "execution"}
 
@@ -78,7 +80,7 @@ def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> 
     excess = jnp.clip(position, -limit, limit) - position
     chosen = jnp.where(execution * wanted > 0, jnp.abs(wanted), 0)
     small = (actions[2] == BUY_SMALL) | (actions[2] == SELL_SMALL)
-    chosen = jnp.where(small, jnp.minimum(chosen, params.lots_small), chosen)
+    chosen = jnp.where(small, jnp.minimum(chosen, 1), chosen)
     size = jnp.maximum(chosen, jnp.abs(excess))
     trade = jnp.where(bounds.flat, wanted, jnp.sign(wanted) * size)
     return Order(trade=trade, wanted=wanted, controls=Controls(desired, limit))
@@ -100,8 +102,7 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     # reach of R upwards and downwards against what is traded anyway
     excess = jnp.clip(position, -widest, widest) - position
     up, down = desired[BUY_LARGE] - position, position - desired[SELL_LARGE]
-    lot = params.lots_small
-    reach = jnp.stack([jnp.minimum(up, lot), up, jnp.minimum(down, lot), down])
+    reach = jnp.stack([jnp.minimum(up, 1), up, jnp.minimum(down, 1), down])
     forced = jnp.stack([excess, excess, -excess, -excess])
     execution = (reach > jnp.maximum(forced, 0)) & ~bounds.flat
     execution = jnp.concatenate([jnp.ones_like(execution[:1]), execution])
@@ -120,10 +121,33 @@ def stopped(controls: Controls) -> Controls:
     return controls.replace(desired=jnp.zeros_like(controls.desired))
 
 
-def follow(state: State, target: Array, params: EnvParams) -> Array:
+def neutral(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Array:
+    """Return [3] i32, what each agent would do without a will of its own, the others given.
+
+    The tactical agent and the risk agent hold: nothing more is desired, the limit stays where it
+    began. The execution agent trades all of R at once.
+
+    Args:
+        state: at the decision.
+        actions: [3] i32, what the team decided.
+        bounds: of the account.
+        params: of the environment.
+    """
+    wanted = compose(state, actions, bounds, params).wanted
+    execution = jnp.where(wanted > 0, BUY_LARGE, jnp.where(wanted < 0, SELL_LARGE, 0))
+    return jnp.zeros_like(actions).at[2].set(execution)
+
+
+def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array:
     """Return [3] i32 actions that lead the position to `target` contracts as fast as verbs can.
 
     Baselines and oracles act through this, so that lots, delay, limits and costs are the team's.
+
+    Args:
+        state: at the decision.
+        target: contracts.
+        work: bool, trade one contract at a time instead of all at once, where the team can.
+        params: of the environment.
     """
     gap = target - state.controls.desired
     verbs = moves(params)
@@ -132,5 +156,6 @@ def follow(state: State, target: Array, params: EnvParams) -> Array:
     sell = jnp.where(large, SELL_LARGE, jnp.where(small, SELL_SMALL, 0))
     tactical = jnp.where(gap > 0, buy, sell)
     rest = state.controls.desired + verbs[tactical] - state.position
-    execution = jnp.where(rest > 0, BUY_LARGE, jnp.where(rest < 0, SELL_LARGE, 0))
+    up, down = jnp.where(work, BUY_SMALL, BUY_LARGE), jnp.where(work, SELL_SMALL, SELL_LARGE)
+    execution = jnp.where(rest > 0, up, jnp.where(rest < 0, down, 0))
     return jnp.stack([tactical, jnp.zeros_like(tactical), execution]).astype(jnp.int32)

@@ -52,6 +52,11 @@ class Ledger:
         """All costs, [n] cents."""
         return self.commission + self.spread + self.impact
 
+    @property
+    def curve(self) -> np.ndarray:
+        """Equity at each close and, at the end, after closing the position, [n + 1] cents."""
+        return np.append(self.equity, self.final_equity)
+
     def closed_by(self) -> tuple[str, int] | None:
         """Return why and in which row the account was closed early, if it was."""
         rows = np.flatnonzero(self.closed)
@@ -93,8 +98,7 @@ def backtest(
         team: how decisions become orders.
     """
     first, count = span[0], span[1] - span[0]
-    length = -(-count // _CHUNK) * _CHUNK
-    run = partial(_run, policy, team, length)
+    run = partial(_run, policy, team, _padded(count))
     rows, final = jax.device_get(run(data, jnp.int32(first), jnp.int32(count), market, params))
     return _ledger(jax.tree.map(lambda x: x[:count], rows), final, bars[slice(*span)], params)
 
@@ -108,40 +112,44 @@ def backtest_many(
     params: EnvParams,
     team: Team,
 ) -> np.ndarray:
-    """Return the equity of many accounts at each close, [M, n] cents, one per row of `data`.
+    """Return the curve (see `Ledger`) of many accounts side by side, [M, n + 1] cents.
 
     Args:
         policy: what decides.
         data: its pytree, with a leading axis where `axes` says 0.
-        axes: as `in_axes` of vmap.
+        axes: as `in_axes` of vmap; hashable.
         span: half-open range of bars.
         market: bars on the device.
         params: of the environment.
         team: how decisions become orders.
     """
     count = span[1] - span[0]
-    one = partial(_equity, policy, team, count)
-    run = jax.jit(jax.vmap(one, in_axes=(axes, None, None, None)))
-    return np.asarray(run(data, jnp.int32(span[0]), market, params))
+    run = partial(_curves, policy, team, _padded(count), axes)
+    equity, final = jax.device_get(run(data, jnp.int32(span[0]), jnp.int32(count), market, params))
+    return np.append(equity[:, :count], final[:, None], axis=1).astype(np.int64)
 
 
-def _equity(
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _curves(
     policy: Policy,
     team: Team,
-    count: int,
+    length: int,
+    axes: Any,
     data: Any,
     first: Array,
+    count: Array,
     market: Market,
     params: EnvParams,
-) -> Array:
-    def body(state: State, _: None) -> tuple[State, Array]:
-        actions = policy(data, state, market, params, team)
-        after = core.step(state, actions, market, params, team)[0]
-        return after, after.equity
+) -> tuple[Array, Array]:
+    def one(data: Any) -> tuple[Array, Array]:
+        rows, final = _run(policy, team, length, data, first, count, market, params)
+        return rows["equity"], final
 
-    state = core.start(first, params, team)
-    _, equity = jax.lax.scan(body, state, None, length=count - 1)
-    return jnp.concatenate([state.equity[None], equity])
+    return jax.vmap(one, in_axes=(axes,))(data)
+
+
+def _padded(count: int) -> int:
+    return -(-count // _CHUNK) * _CHUNK
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

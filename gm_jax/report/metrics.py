@@ -15,22 +15,39 @@ MIN_SESSIONS = 20
 STILL = 1e-12  # a deviation that is rounding
 
 
-def session_returns(ledger: Ledger) -> np.ndarray:
-    """Return each session's change of equity over its opening equity, [sessions] f64.
+def session_closes(start: int, curve: np.ndarray, session: np.ndarray) -> np.ndarray:
+    """Return equity before the first session and after each, [..., sessions + 1] f64, cents.
+
+    Args:
+        start: equity before the first bar, cents.
+        curve: [..., n + 1], see `Ledger`.
+        session: [n] i64, trade date of each bar.
+    """
+    last = np.flatnonzero(np.append(np.diff(session) != 0, True))
+    last[-1] += 1  # after closing the position
+    opening = np.full((*curve.shape[:-1], 1), start)
+    return np.concatenate([opening, curve[..., last]], axis=-1).astype(np.float64)
+
+
+def session_returns(closes: np.ndarray) -> np.ndarray:
+    """Return each session's change of equity over its opening equity, [..., sessions] f64.
 
     Sessions that open without equity count as 0.
+
+    Args:
+        closes: [..., sessions + 1], see `session_closes`.
     """
-    last = np.flatnonzero(np.append(np.diff(ledger.session) != 0, True))
-    equity = ledger.equity[last].astype(np.float64)
-    equity[-1] = ledger.final_equity
-    opening = np.concatenate([[ledger.start_equity], equity[:-1]])
-    solvent = opening > 0
-    return np.where(solvent, equity / np.where(solvent, opening, 1) - 1, 0)
+    opening, solvent = closes[..., :-1], closes[..., :-1] > 0
+    return np.where(solvent, closes[..., 1:] / np.where(solvent, opening, 1) - 1, 0)
 
 
-def full_sessions(ledger: Ledger) -> int:
-    """Return how many sessions have at least four fifths of the median one's bars."""
-    bars = np.unique(ledger.session, return_counts=True)[1]
+def full_sessions(session: np.ndarray) -> int:
+    """Return how many sessions have at least four fifths of the median one's bars.
+
+    Args:
+        session: [n] i64, trade date of each bar.
+    """
+    bars = np.unique(session, return_counts=True)[1]
     return int((bars >= 0.8 * np.median(bars)).sum())
 
 
@@ -51,10 +68,10 @@ def max_drawdown(equity: np.ndarray) -> float:
 
 def summarise(ledger: Ledger, max_contracts: int) -> dict[str, Any]:
     """Return what one backtest came to; money in USD, ratios as fractions."""
-    returns = session_returns(ledger)
-    full = full_sessions(ledger)
+    returns = session_returns(session_closes(ledger.start_equity, ledger.curve, ledger.session))
+    full = full_sessions(ledger.session)
     sharpe = sharpe_ratio(returns) if full >= MIN_SESSIONS else None
-    equity = np.append(ledger.equity, ledger.final_equity).astype(np.float64)
+    equity = ledger.curve.astype(np.float64)
     exposure = np.abs(ledger.position).mean() / max_contracts
     closed = ledger.closed_by()
     usd = {

@@ -7,6 +7,7 @@ as the pytree `data`, so that many settings of one policy run side by side under
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -26,7 +27,21 @@ class Bayes(struct.PyTreeNode):
 
     belief: Array  # [T] f32, P(up) − P(down) given the bars so far
     band: Array  # [] f32, enter beyond it, leave beyond it on the other side
-    size: Array  # [] i32, contracts
+    high: Array  # [] i32, contracts above the band
+    low: Array  # [] i32, contracts below its mirror image
+    work: Array  # [] bool, trade one contract at a time
+
+
+class Counterfactual(struct.PyTreeNode):
+    """A policy in which one agent does something else."""
+
+    data: Any  # of the policy
+    agent: Array  # [] i32, who; -1 = nobody
+    instead: Array  # [] i32, an index into INSTEAD
+    key: Array  # for random actions
+
+
+INSTEAD = ("neutral", "hold", "random")
 
 
 def legal(state: State, actions: Array, market: Market, params: EnvParams, team: Team) -> Array:
@@ -47,7 +62,7 @@ def buy_and_hold(
 ) -> Array:
     """Hold `contracts` throughout."""
     del market
-    return team.follow(state, contracts, params)
+    return team.follow(state, contracts, jnp.zeros_like(params.allow_short), params)
 
 
 def random(key: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:
@@ -70,9 +85,26 @@ def draw(bits: Array, mask: Array) -> Array:
 
 
 def oracle(data: Bayes, state: State, market: Market, params: EnvParams, team: Team) -> Array:
-    """Follow the Bayes filter: long above the band, flat (or short) below its mirror image."""
-    belief = data.belief[state.t]
-    bear = jnp.where(params.allow_short, -data.size, 0)
-    desired = state.controls.desired
-    target = jnp.where(belief > data.band, data.size, jnp.where(belief < -data.band, bear, desired))
-    return legal(state, team.follow(state, target, params), market, params, team)
+    """Follow the Bayes filter: `high` contracts above the band, `low` below its mirror image."""
+    belief, desired = data.belief[state.t], state.controls.desired
+    target = jnp.where(belief < -data.band, data.low, desired)
+    target = jnp.where(belief > data.band, data.high, target)
+    actions = team.follow(state, target, data.work, params)
+    return legal(state, actions, market, params, team)
+
+
+@lru_cache
+def counterfactual(policy: Policy) -> Policy:
+    """Return the policy over `Counterfactual` data; one object per policy: it compiles once."""
+
+    def changed(
+        data: Counterfactual, state: State, market: Market, params: EnvParams, team: Team
+    ) -> Array:
+        actions = policy(data.data, state, market, params, team)
+        neutral = team.neutral(state, actions, account.bounds(state, market, params), params)
+        drawn = random(data.key, state, market, params, team)
+        choices = jnp.stack([neutral, jnp.zeros_like(actions), drawn])
+        agents = jnp.arange(actions.shape[0])
+        return jnp.where(agents == data.agent, choices[data.instead], actions)
+
+    return changed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,9 +16,11 @@ from gm_jax.env.types import Array, EnvParams, Market, State
 from gm_jax.mappo.types import Config, Networks
 from gm_jax.mappo.validation import greedy
 from gm_jax.report import policies
+from gm_jax.report.attribution import contributions
 from gm_jax.report.backtest import Ledger, backtest, backtest_many
-from gm_jax.report.metrics import sharpe_ratio, summarise
+from gm_jax.report.metrics import session_closes, session_returns, sharpe_ratio, summarise
 from gm_jax.run.setup import Setup
+from gm_jax.settings import Settings
 
 
 BANDS = np.arange(0, 0.9, 0.1)  # of the oracle's hysteresis
@@ -44,37 +48,49 @@ def _run(setup: Setup, span: tuple[int, int], policy: policies.Policy, data: Any
 
 
 def fit_oracle(setup: Setup) -> policies.Bayes | None:
-    """Choose the oracle's band and size by its Sharpe ratio on the training split.
+    """Choose the oracle's band, sizes and pace by its Sharpe ratio on the training split.
 
     The Bayes filter itself has nothing to fit. None where no filter is known, or where training is
     too short for a Sharpe ratio.
     """
-    belief = setup.loaded.belief
-    if belief is None:
+    world, span = setup.loaded.world, setup.split.train
+    if world is None or world.belief is None:
         return None
-    most = setup.settings.max_contracts
-    bands, sizes = np.meshgrid(BANDS, np.arange(1, most + 1))
+    sizes = list(_sizes(world.below, setup.settings))
+    rules = itertools.product(BANDS, sizes, (False, True))
+    bands, pairs, work = zip(*rules, strict=True)
+    high, low = np.array(pairs).T
     bayes = policies.Bayes(
-        belief=jnp.asarray(belief, dtype=jnp.float32),
-        band=jnp.asarray(bands.ravel(), dtype=jnp.float32),
-        size=jnp.asarray(sizes.ravel(), dtype=jnp.int32),
+        belief=jnp.asarray(world.belief, dtype=jnp.float32),
+        band=jnp.asarray(bands, dtype=jnp.float32),
+        high=jnp.asarray(high, dtype=jnp.int32),
+        low=jnp.asarray(low, dtype=jnp.int32),
+        work=jnp.asarray(work),
     )
-    equity = backtest_many(
-        policies.oracle,
-        bayes,
-        bayes.replace(belief=None, band=0, size=0),
-        setup.split.train,
-        setup.market,
-        setup.params,
-        setup.system.team,
-    )
-    session = setup.loaded.bars.session[slice(*setup.split.train)]
-    closes = equity[:, np.flatnonzero(np.append(np.diff(session) != 0, True))].astype(np.float64)
-    scores = [sharpe_ratio(row[1:] / row[:-1] - 1) for row in closes]
+    axes = bayes.replace(belief=None, band=0, high=0, low=0, work=0)
+    team = setup.system.team
+    curves = backtest_many(policies.oracle, bayes, axes, span, setup.market, setup.params, team)
+    start, session = int(setup.params.start_equity), setup.loaded.bars.session[slice(*span)]
+    closes = session_closes(start, curves, session)
+    scores = [sharpe_ratio(returns) for returns in session_returns(closes)]
     if all(score is None for score in scores):
         return None
     best = int(np.argmax([-np.inf if s is None else s for s in scores]))
-    return bayes.replace(band=bayes.band[best], size=bayes.size[best])
+    return bayes.replace(
+        band=bayes.band[best],
+        high=bayes.high[best],
+        low=bayes.low[best],
+        work=bayes.work[best],
+    )
+
+
+def _sizes(below: str, settings: Settings) -> Iterator[tuple[int, int]]:
+    """Yield what the oracle may hold while its belief is high, and while it is low, contracts."""
+    for high in range(1, settings.max_contracts + 1):
+        if below == "less":
+            yield from ((high, low) for low in range(high + 1))
+        else:
+            yield high, -high if below == "short" and settings.allow_short else 0
 
 
 def evaluate(
@@ -111,5 +127,15 @@ def evaluate(
         "baselines": baselines,
         "oracle_sharpe": best_known,
         "oracle_share": share,
+        "agent_contributions": contributions(
+            team_policy(setup.config),
+            networks.actor,
+            setup.loaded.bars.session,
+            span,
+            setup.market,
+            setup.params,
+            setup.system.team,
+            settings.seed,
+        ),
     }
     return report, ledgers

@@ -12,6 +12,7 @@ import numpy as np
 from gm_jax.errors import UserError
 from gm_jax.market import loader, synthetic
 from gm_jax.market.bars import Bars
+from gm_jax.market.synthetic import World
 from gm_jax.settings import Settings
 
 
@@ -41,7 +42,7 @@ class Loaded:
     bars: Bars
     label: str
     digest: str  # SHA-256 of every column of the bars
-    belief: np.ndarray | None  # [T] of the known-best filter, generated markets only
+    world: World | None  # what is known of a generated market
     report: dict[str, Any]  # the data check, or the world's parameters
     warnings: tuple[str, ...]
 
@@ -60,9 +61,7 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
             seed=source.seed,
             parameters=settings.market_parameters,
         )
-        return Loaded(
-            world.bars, source.label, digest(world.bars), world.belief, world.parameters, ()
-        )
+        return Loaded(world.bars, source.label, digest(world.bars), world, world.parameters, ())
     if not Path(source.data).is_file():
         raise UserError(
             f"No file {source.data}. Give --data a CSV with Date, Open, High, Low, Close, Volume, "

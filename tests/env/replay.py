@@ -73,7 +73,7 @@ class Replay:
         excess = abs(self.position) - limit if abs(self.position) > limit else 0
         size = 0
         if execution * wanted > 0:
-            size = min(abs(wanted), s.lots_small) if actions[2] in (1, 3) else abs(wanted)
+            size = 1 if actions[2] in (1, 3) else abs(wanted)
         size = max(size, excess)
         return (size if wanted > 0 else -size), wanted, desired, limit
 

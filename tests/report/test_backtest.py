@@ -20,7 +20,7 @@ from gm_jax.market.data_report import iso
 from gm_jax.market.synthetic import clock
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest, backtest_many
-from gm_jax.report.metrics import session_returns, sharpe_ratio, summarise
+from gm_jax.report.metrics import session_closes, session_returns, sharpe_ratio, summarise
 from gm_jax.run.evaluation import evaluate, fit_oracle, team_ledger
 from gm_jax.settings import Settings
 from tests.mappo.problems import planted_setup
@@ -185,6 +185,10 @@ def run(policy, data, span=SPAN, **changes):
     return backtest(policy, data, setup.loaded.bars, span, team=tactical, **args)
 
 
+def returns_of(ledger):
+    return session_returns(session_closes(ledger.start_equity, ledger.curve, ledger.session))
+
+
 def baselines():
     return {
         "flat": (policies.flat, jnp.int32(0)),
@@ -240,7 +244,7 @@ def test_the_backtest_is_the_environment_stepped_by_hand():
     assert ledger.time[0] == setup.loaded.bars.time[SPAN[0]]
 
     many = backtest_many(policies.random, key[None], 0, SPAN, setup.market, setup.params, tactical)
-    np.testing.assert_array_equal(many[0], ledger.equity)
+    np.testing.assert_array_equal(many[0], ledger.curve)
 
 
 def test_the_oracle_does_not_know_the_future():
@@ -269,17 +273,19 @@ def test_the_oracle_is_fitted_on_training_alone():
     """Beliefs and bars of validation and test leave band and size as they are."""
     setup = planted_setup(market_bars=12_000)
     end = setup.split.train[1]
-    belief = setup.loaded.belief.copy()
+    world = setup.loaded.world
+    belief = world.belief.copy()
     belief[end:] *= -1
     bars = np.array(setup.market.bars)
     bars[end:, :4] += 5_000
     other = dataclasses.replace(
         setup,
-        loaded=dataclasses.replace(setup.loaded, belief=belief),
+        loaded=dataclasses.replace(setup.loaded, world=dataclasses.replace(world, belief=belief)),
         market=setup.market.replace(bars=jnp.asarray(bars)),
     )
     again = fit_oracle(other)
-    assert (again.band, again.size) == (oracle().band, oracle().size)
+    for name in ("band", "high", "low", "work"):
+        assert getattr(again, name) == getattr(oracle(), name)
 
 
 def test_draw_is_uniform_over_legal_actions():
@@ -315,7 +321,7 @@ def test_segment_sharpe_of_the_program_is_the_hosts():
     ledger = team_ledger(setup, team(), SPAN)
     assert ledger.traded.sum() > 100
     left_open = dataclasses.replace(ledger, final_equity=int(ledger.equity[-1]))
-    host = sharpe_ratio(session_returns(left_open))
+    host = sharpe_ratio(returns_of(left_open))
     assert sharpe == pytest.approx(host, rel=1e-3)
     assert score == sharpe
     assert summarise(ledger, setup.settings.max_contracts)["sessions"] == 20

@@ -9,6 +9,7 @@ import pytest
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import (
     max_drawdown,
+    session_closes,
     session_returns,
     sharpe_ratio,
     summarise,
@@ -48,7 +49,9 @@ def test_session_return_is_the_change_over_the_sessions_opening_equity():
     # closes within a session do not count; the last session ends with the costs of closing
     equity = [START, 10_500_000, 10_200_000, 9_000_000, 9_690_000, 9_690_000, 9_700_000]
     made = ledger(equity, final=9_786_900, session=[3, 3, 3, 4, 4, 7, 7])
-    np.testing.assert_allclose(session_returns(made), [0.02, -0.05, 0.01], atol=1e-15)
+    closes = session_closes(made.start_equity, made.curve, made.session)
+    np.testing.assert_array_equal(closes, [START, 10_200_000, 9_690_000, 9_786_900])
+    np.testing.assert_allclose(session_returns(closes), [0.02, -0.05, 0.01], atol=1e-15)
 
 
 def test_sharpe_ratio_is_annualised_over_252_sessions():
