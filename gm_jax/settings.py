@@ -36,6 +36,7 @@ class Settings:
     layer_norm: int = 0  # LayerNorm after that many first layers
     critic: str = "central"  # central (MAPPO) or local (IPPO)
     precision: str = "float32"  # of the matrix products: float32 or bfloat16
+    initial_neutral: float = 0.9  # probability of each agent's neutral actions before any learning
 
     # learning
     lr_actor: float = 3e-4
@@ -158,6 +159,8 @@ def _out_of_range(s: Settings) -> Iterator[tuple[str, str]]:
     )
     if not s.hidden_sizes or min(s.hidden_sizes) < 1:
         yield "hidden_sizes", "a list of widths, e.g. [64,64]"
+    if not 0 < s.initial_neutral < 1:
+        yield "initial_neutral", "a probability between 0 and 1"
     if not s.features:
         yield "features", "at least one feature name"
 

@@ -39,9 +39,7 @@ def init_state(key: Array, market: Market, params: EnvParams, config: Config) ->
     team, agents = config.system.team, len(config.system.agents)
     env = core.reset_many(env_key, config.num_envs, market, params, team)
     obs = core.observe(jax.tree.map(lambda x: x[0], env), market, params, team)
-    actor = networks.init(
-        actor_key, networks.actor_network(config), obs.obs.shape[-1], copies=agents
-    )
+    actor = networks.init_actors(actor_key, config, obs.obs.shape[-1])
     critic = networks.init(
         critic_key,
         networks.critic_network(config),

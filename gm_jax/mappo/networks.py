@@ -7,6 +7,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm_jax.env.types import Array
 from gm_jax.mappo.types import Config
@@ -63,6 +64,25 @@ def init(key: Array, network: MLP, inputs: int, copies: int) -> Any:
     """Return parameters of `copies` networks, stacked on a leading axis."""
     keys = jax.random.split(key, copies)
     return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
+
+
+def init_actors(key: Array, config: Config, inputs: int) -> Any:
+    """Return parameters of every actor, leaning to what its agent does when it is neutral.
+
+    Trading at random costs so much that a team that begins with it soon learns never to trade, and
+    with that nothing else. Here the position lasts and follows what is desired from the start, so
+    that each agent sees what its own choice brings.
+    """
+    network = actor_network(config)
+    params = init(key, network, inputs, copies=len(config.system.agents))
+    actions, share = network.outputs, config.initial_neutral
+    lean = np.zeros((len(config.system.agents), actions), np.float32)
+    for agent, neutral in enumerate(config.system.team.NEUTRAL):
+        odds = share / (1 - share) * (actions - len(neutral)) / len(neutral)
+        lean[agent, list(neutral)] = np.log(odds)
+    last = params["params"][f"Dense_{len(config.hidden_sizes)}"]
+    last["bias"] = last["bias"] + lean
+    return params
 
 
 def masked_logits(config: Config, params: Any, obs: Array, mask: Array) -> Array:

@@ -29,6 +29,7 @@ class Config:
     layer_norm: int
     central: bool
     bfloat16: bool
+    initial_neutral: float  # probability of neutral actions before any learning
     huber: bool
     interval: int  # most iterations one call of the program runs
 

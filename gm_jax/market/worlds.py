@@ -75,12 +75,15 @@ def _parameters(**defaults: Default) -> dict[str, Parameter]:
 
 
 def _planted(
-    duration: Default, kappa: Default, mean_volume: Default = MEAN_VOLUME
+    duration: Default,
+    kappa: Default,
+    mean_volume: Default = MEAN_VOLUME,
+    annual_volatility: float = 0.16,
 ) -> dict[str, Parameter]:
     return _parameters(
         duration=duration,
         kappa=kappa,
-        annual_volatility=0.16,
+        annual_volatility=annual_volatility,
         start_price=15_000.0,
         mean_volume=mean_volume,
     )
@@ -91,6 +94,7 @@ def _switching(
     drifts: tuple[Default, Default],
     ratio: float,
     annual_volatility: Default,
+    start_price: float = 15_000.0,
 ) -> dict[str, Parameter]:
     return _parameters(
         duration_up=durations[0],
@@ -99,7 +103,7 @@ def _switching(
         drift_down=drifts[1],
         volatility_ratio=ratio,
         annual_volatility=annual_volatility,
-        start_price=15_000.0,
+        start_price=start_price,
         mean_volume=MEAN_VOLUME,
     )
 
@@ -137,10 +141,11 @@ MARKETS: dict[str, Recipe] = {
     "risk_only": Recipe(
         switching,
         _switching(
-            durations=({5: 552.0, 30: 184.0}, {5: 276.0, 30: 92.0}),
-            drifts=(0.06, 0.02),
-            ratio=3.0,
-            annual_volatility={5: 0.04, 30: 0.03},
+            durations=(_SESSION, _SESSION),
+            drifts=(0.08, 0.02),
+            ratio=4.0,
+            annual_volatility={5: 0.08, 30: 0.03},
+            start_price=5_000.0,
         ),
         tests="Whether risk is controlled: prices always drift up, at times little and wildly.",
         best="Long while calm and nothing while wild, by the Hamilton filter of returns; blind to "
@@ -149,9 +154,12 @@ MARKETS: dict[str, Recipe] = {
     ),
     "execution_only": Recipe(
         planted,
-        _planted(20.0, {5: 0.25, 30: 0.4}, mean_volume={5: 2.0, 30: 1 / 3}),
-        tests="Whether orders are worked: drifts are brief, and so few contracts trade that the "
-        "impact of large orders eats the gain.",
+        _planted(
+            _SESSION, {5: 0.15, 30: 0.3}, mean_volume={5: 4.0, 30: 4 / 6}, annual_volatility=0.1
+        ),
+        tests="Whether orders are worked: so few contracts trade that the impact of large orders "
+        "eats the gain. Meant for lots_small=6, lots_large=6: the desired position is all or "
+        "nothing, and how it is reached is for the execution agent alone.",
         best="As in `planted` by the Hamilton filter, but traded contract by contract.",
     ),
     "volatility_step": Recipe(

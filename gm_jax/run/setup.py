@@ -122,6 +122,7 @@ def static_config(system: System, settings: Settings) -> Config:
         layer_norm=settings.layer_norm,
         central=settings.critic == "central",
         bfloat16=settings.precision == "bfloat16",
+        initial_neutral=settings.initial_neutral,
         huber=settings.value_loss == "huber",
         interval=MAX_INTERVAL,
     )
