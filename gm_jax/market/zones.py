@@ -92,8 +92,8 @@ def infer_zone(local: np.ndarray, minutes: int) -> tuple[str, list[str]]:
             )
         raise UserError(
             f"None of {len(ZONES)} time zones leaves the exchange's 17:00-18:00 New York break "
-            "empty and opens the market at 18:00: a 24-hour or daytime market, or wrong dates. "
-            "State the zone with --tz, or check the dates with --date-format."
+            "empty and opens the market at 18:00: a 24-hour or daytime market (state --tz, and "
+            "--around-the-clock for the former), or wrong dates, such as day and month swapped."
         )
     zone, *others = fits
     notes = [f"read as {zone}, but {', '.join(others)} fit as well; --tz settles it"]

@@ -19,7 +19,7 @@ from gm_jax.market.timestamps import parse
 
 
 DAY_FIRST = "%d/%m/%Y %H:%M"
-KEYS = """rows_read bars first last bar_minutes timezone date_format duplicates out_of_order
+KEYS = """rows_read blank_lines bars thin_bars first last bar_minutes timezone date_format duplicates out_of_order
     zero_volume ohlc_errors off_tick gaps session_breaks sessions thin_sessions rolls
     warnings"""
 
@@ -71,8 +71,8 @@ def save(tmp_path: Path) -> Callable[[pd.DataFrame | str], Path]:
 
 
 def accounted(report: DataReport, thin_rows: int = 0) -> bool:
-    rows = report.bars + report.duplicates + report.ohlc_errors + thin_rows
-    return report.rows_read == rows
+    rows = report.bars + report.thin_bars + report.duplicates + report.ohlc_errors
+    return report.rows_read == rows and report.thin_bars == thin_rows
 
 
 # --- real files -------------------------------------------------------------------------------
@@ -89,7 +89,9 @@ def test_real_thirty_minute_report(thirty: tuple[Bars, DataReport]) -> None:
     warnings = found.pop("warnings")
     assert found == {
         "rows_read": 40_822,
+        "blank_lines": 0,
         "bars": 40_800,
+        "thin_bars": 22,
         "first": "2020-06-28T22:00:00Z",
         "last": "2023-12-29T20:30:00Z",
         "bar_minutes": 30,
@@ -212,7 +214,7 @@ def test_table_is_refused(
             "Time,Open,High,Low,Close,Volume\n2023-10-02 09:30,1,5,2,5,1,5,1,5,9\n",
             "no readable CSV",
         ),
-        ("Time;Open;High;Low;Close;Volume\n2023-10-02 09:30;1;2;1;1;9\n", "between commas"),
+        ("Time Open High Low Close Volume\n2023-10-02 09:30 1 2 1 1 9\n", "Column missing"),
     ],
 )
 def test_file_is_refused(save: Callable, content: str, message: str) -> None:
@@ -221,10 +223,10 @@ def test_file_is_refused(save: Callable, content: str, message: str) -> None:
 
 
 def test_absent_and_binary_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="No file"):
         load(tmp_path / "none.csv", 30)
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(UserError, match="no readable CSV"):
+    with pytest.raises(UserError, match="Line 1 of .*0x89, which is no UTF-8 text"):
         load(tmp_path / "picture.csv", 30)
 
 
@@ -587,10 +589,12 @@ def test_wrong_length_of_bar(week: pd.DataFrame, save: Callable) -> None:
     ):
         load(week, 5)
     path = save(market("2023-10-02", 5, 5))
-    mend = "aggregate them to 30 minutes first"
     with pytest.raises(UserError, match="Found 5-minute bars; expected 30-") as caught:
         load(path, 30)
-    assert mend in str(caught.value)
+    mend = f": make them by `gm-jax data resample {path} --minutes 30 --out NEW.csv`."
+    assert str(caught.value).endswith(mend)
+    with pytest.raises(UserError, match="data resample FILE --minutes 30"):
+        load(market("2023-10-02", 5, 10), 30)
 
 
 @pytest.mark.parametrize(("minutes", "least"), [(5, 1_000), (30, 500)])
