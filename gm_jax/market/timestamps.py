@@ -112,9 +112,9 @@ def _by_grammar(text: pd.Series, stated: str | None) -> Stamps:
         )
     time = _assemble(found, month_first=layout == "month-first")
 
-    aware = found["aware"] > 0
     readable = ~np.isnat(time)
-    if (aware & readable).any() and not aware[readable].all():
+    aware = (found["aware"] > 0) & readable
+    if aware.any() and not aware[readable].all():
         plain = text[~aware & readable]
         raise UserError(
             f"Some stamps carry a UTC offset, others, such as {plain.iloc[0]!r} in "
@@ -227,7 +227,7 @@ def _likelier_order(found: dict[str, np.ndarray], example: str) -> tuple[str, li
         time = time[~np.isnat(time)]
         days = time.astype("datetime64[D]")
         saturdays[order] = int(np.sum((days.astype(np.int64) + 3) % 7 == 5))
-        span[order] = np.ptp(time.astype(np.int64)) if len(time) else 0
+        span[order] = int(np.ptp(time.astype(np.int64))) if len(time) else 0
 
     evidence = {
         order: (saturdays[order] == 0 < saturdays[other]) + (3 * span[order] < span[other])

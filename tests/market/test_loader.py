@@ -19,9 +19,9 @@ from gm_jax.market.timestamps import parse
 
 
 DAY_FIRST = "%d/%m/%Y %H:%M"
-KEYS = """rows_read blank_lines bars thin_bars first last bar_minutes timezone date_format duplicates out_of_order
-    zero_volume ohlc_errors off_tick gaps session_breaks sessions thin_sessions rolls
-    warnings"""
+KEYS = """rows_read blank_lines bars thin_bars first last bar_minutes timezone date_format
+    duplicates out_of_order zero_volume ohlc_errors off_tick gaps session_breaks sessions
+    thin_sessions rolls warnings"""
 
 
 def market(
@@ -226,7 +226,7 @@ def test_absent_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No file"):
         load(tmp_path / "none.csv", 30)
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(UserError, match="Line 1 of .*0x89, which is no UTF-8 text"):
+    with pytest.raises(UserError, match=r"Line 1 of .*0x89, which is no UTF-8 text"):
         load(tmp_path / "picture.csv", 30)
 
 
@@ -346,6 +346,16 @@ def test_a_stated_pattern_reads_what_the_grammar_does_not(save: Callable) -> Non
     frame = market("2023-10-02", 5)
     bars, report = load(save(text(frame, "%d %b %y, %H.%M")), 30, date_format="%d %b %y, %H.%M")
     assert (len(bars), report.first) == (230, "2023-10-01T22:00:00Z")
+
+
+def test_years_beyond_nanoseconds_do_not_wrap(week: pd.DataFrame) -> None:
+    stamps = text(week, "%Y-%m-%d %H:%M")
+    stamps.loc[70, "Timestamp"] = "9999-12-31 10:00"
+    coarse = week.assign(Timestamp=pd.to_datetime(stamps["Timestamp"]).astype("datetime64[s]"))
+    for frame, date_format in ((stamps, None), (stamps, "%Y-%m-%d %H:%M"), (coarse, None)):
+        report = load(frame, 30, date_format=date_format)[1]
+        assert report.last == "2023-10-20T20:30:00Z" and report.bars == 229
+        assert report.warnings == ("1 rows dropped: no such time",)
 
 
 # --- zone -------------------------------------------------------------------------------------
@@ -477,9 +487,12 @@ def test_backward_steps_need_repair(week: pd.DataFrame, save: Callable) -> None:
         ("Open", "n/a?", "not a number"),
         ("Low", 0, "price of 0 or less"),
         ("Volume", -1, "negative volume"),
+        ("Volume", 1e13, "volume above 1e+12"),
         ("High", 11_000, "High or Low not bounding"),
         ("Low", 13_000, "High or Low not bounding"),
         ("Timestamp", "2023-10-17 25:00", "no such time"),
+        ("Timestamp", "2023-10-17 05:00+99:00", "no such time"),
+        ("Timestamp", "2262-04-11 10:00", "no such time"),
         ("Timestamp", "2023-10-17 05:01", "off the 30-minute grid"),
     ],
 )
