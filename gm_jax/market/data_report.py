@@ -125,12 +125,14 @@ def iso(time_ns: np.int64 | int) -> str:
 
 def _warnings(whole: Bars, bars: Bars, counts: Counts) -> list[str]:
     empty = int((bars.volume == 0).sum())
+    between = int((bars.hole[1:] & (np.diff(bars.session) != 0)).sum())
     found = {
         **{f"rows dropped: {fault}": count for fault, count in counts.faults.items()},
         "rows dropped: repeated": counts.duplicates,
         "steps back in time sorted away": counts.out_of_order,
         "rows rounded to whole ticks": counts.off_tick,
         "bars of thin sessions left out": len(whole) - len(bars),
+        "holes between sessions: bars or whole weekdays are missing": between,
         "bars reach more than 3 % away from the close before": counts.jumps,
         "bars have no volume, nothing is filled in them": empty
         if empty > _MANY_EMPTY * len(bars)

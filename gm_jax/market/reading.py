@@ -120,8 +120,8 @@ def _misfit(path: str | Path, text: bytes, separator: str) -> str:
     for number, line in enumerate(io.BytesIO(text), start=1):
         try:
             fields = len(_fields(line, separator))
-        except csv.Error as error:
-            reason = f"line {number}: {error}"
+        except csv.Error:
+            reason = f"line {number} has a quote that is not closed, or text behind one"
             break
         width = width or fields
         if fields > width:

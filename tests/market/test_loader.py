@@ -308,6 +308,27 @@ def test_order_is_undecided_without_evidence() -> None:
         load(same, 30)
 
 
+@pytest.mark.parametrize("start", pd.date_range("2023-01-02", "2023-11-27", periods=9).tolist())
+def test_a_file_misread_month_first_and_sorted_is_refused(start: pd.Timestamp) -> None:
+    """Days up to 12 become months; the others are kept by one tool and lost by another."""
+    frame = market(f"{start:%F}", 20)
+    day_first = frame["Timestamp"].dt.strftime(DAY_FIRST)
+    kept = pd.to_datetime(day_first, format="mixed")
+    lost = pd.to_datetime(day_first, format="%m/%d/%Y %H:%M", errors="coerce")
+    for stamps in (kept, lost):
+        misread = frame.assign(Timestamp=stamps).dropna().sort_values("Timestamp")
+        for options in ({}, {"tz": "America/New_York"}):
+            with pytest.raises(UserError, match=r"daytime market|on a weekend"):
+                load(misread, 30, **options)
+
+
+def test_holes_between_sessions_are_told(week: pd.DataFrame) -> None:
+    rest = week.drop(index=range(46, 92))  # a whole Tuesday
+    assert load(rest, 30)[1].warnings == (
+        "1 holes between sessions: bars or whole weekdays are missing",
+    )
+
+
 @pytest.mark.parametrize(
     ("stamps", "options", "message"),
     [
