@@ -313,6 +313,19 @@ def test_a_file_that_changes_while_it_is_read(run, tmp_path, monkeypatch, change
     assert (status, one_message(err), "changed while it was read" in err) == (2, 1, 1)
 
 
+def test_training_refuses_bars_of_another_length(run, tmp_path):
+    path = tmp_path / "bars.csv"
+    path.write_bytes(GOOD)
+    status, _, err = run("train", "tactical", "--data", path)
+    assert (status, one_message(err)) == (2, True)
+    assert "Found 30-minute bars; expected 5-minute bars: give a file of 5-minute bars" in err
+    stamps = pd.date_range("2000-01-02 18:00", periods=1_380, freq="1min")
+    path.write_bytes(csv(frame().assign(Date=stamps)))
+    status, _, err = run("train", "tactical", "--data", path, "--tz", "America/New_York")
+    assert (status, one_message(err)) == (2, True)
+    assert f"make them by `gm-jax data resample {path} --minutes 5 --out NEW.csv`" in err
+
+
 # --- around the clock -------------------------------------------------------------------------
 
 

@@ -372,7 +372,7 @@ def test_a_stated_pattern_reads_what_the_grammar_does_not(save: Callable) -> Non
 def test_years_beyond_nanoseconds_do_not_wrap(week: pd.DataFrame) -> None:
     stamps = text(week, "%Y-%m-%d %H:%M")
     stamps.loc[70, "Timestamp"] = "9999-12-31 10:00"
-    coarse = week.assign(Timestamp=pd.to_datetime(stamps["Timestamp"]).astype("datetime64[s]"))
+    coarse = week.assign(Timestamp=np.array(stamps["Timestamp"].tolist(), "datetime64[s]"))
     for frame, date_format in ((stamps, None), (stamps, "%Y-%m-%d %H:%M"), (coarse, None)):
         report = load(frame, 30, date_format=date_format)[1]
         assert report.last == "2023-10-20T20:30:00Z" and report.bars == 229

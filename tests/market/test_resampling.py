@@ -178,6 +178,37 @@ def test_no_bar_mixes_two_contracts(tmp_path: Path) -> None:
     same(load(tmp_path / "bars.csv", 30)[0], longer)
 
 
+def by_loop(bars: Bars, minutes: int) -> list[tuple]:
+    """Return (time, open, high, low, close, volume, roll) of each bar, one source bar at a time."""
+    made: list[list] = []
+    changed = False  # the contract, inside the bar that is being made
+    for t in range(len(bars)):
+        label = bars.time[t] - minute_of_session(bars.time)[t] % minutes * MINUTE
+        if not made or made[-1][0] != label:
+            roll = bool(bars.roll[t]) or changed
+            changed = False
+            made.append([label, bars.open[t], bars.high[t], bars.low[t], None, 0.0, roll])
+        elif bars.roll[t]:
+            changed = True
+        if not changed:
+            bar = made[-1]
+            bar[2], bar[3] = max(bar[2], bars.high[t]), min(bar[3], bars.low[t])
+            bar[4], bar[5] = bars.close[t], bar[5] + bars.volume[t]
+    return [tuple(bar) for bar in made]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_a_plain_loop_with_holes_and_rolls(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    bars = days("2023-10-02", "2023-10-02")
+    bars = without(bars, random.random(len(bars)) < 0.2)
+    bars = replace(bars, roll=random.random(len(bars)) < 0.1)
+    longer = resample(bars, 30)[0]
+    names = ("time", "open", "high", "low", "close", "volume", "roll")
+    columns = [getattr(longer, name).tolist() for name in names]
+    assert list(zip(*columns, strict=True)) == by_loop(bars, 30)
+
+
 def test_a_roll_between_bars_stands_between_the_longer_ones() -> None:
     bars = jumped(days("2023-10-02", "2023-10-03"), 72, -0.01)
     longer, inexact = resample(bars, 30)
