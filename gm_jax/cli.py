@@ -9,12 +9,25 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from gm_jax import config
+from gm_jax import cli_data, config
+from gm_jax.cli_base import (
+    CSV_FLAGS,
+    FAILURE,
+    FINE,
+    INTERRUPTED,
+    MISTAKE,
+    Result,
+    command,
+    csv_flags,
+    csv_options,
+    show,
+)
 from gm_jax.errors import UserError
+from gm_jax.market.files import existing
 from gm_jax.settings import Settings
 
 
@@ -22,11 +35,6 @@ if TYPE_CHECKING:
     from gm_jax.run.source import Source
     from gm_jax.run.training import Run
     from gm_jax.systems import System
-
-
-FINE, FAILURE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-
-Result = tuple[int, dict[str, Any] | None]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,12 +73,6 @@ def console() -> NoReturn:
     raise SystemExit(status)
 
 
-def _show(arguments: argparse.Namespace, lines: Iterable[str]) -> None:
-    """Print for a person: on standard output, unless that is for JSON."""
-    for line in lines:
-        print(line, file=sys.stderr if arguments.json else sys.stdout)
-
-
 def _train(arguments: argparse.Namespace) -> Result:
     from gm_jax.run import training
     from gm_jax.run.progress import say
@@ -99,7 +101,7 @@ def _resume(arguments: argparse.Namespace, system: System) -> Run:
     from gm_jax.run import training
 
     changes = config.parse_assignments(arguments.set)
-    fixed = ("data", "market", "config", "seed", "out", "preset", "tz", "date_format", "repair")
+    fixed = ("data", "market", "config", "seed", "out", "preset", *CSV_FLAGS)
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
     given += [f"--set {key}" for key in changes if key != "num_episodes"]
     if given:
@@ -121,7 +123,7 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         source=source if arguments.data else None,
         ledger=arguments.ledger,
     )
-    _show(arguments, [f"{report['split']}: {results.headline(report)}", *results.table(report)])
+    show(arguments, [f"{report['split']}: {results.headline(report)}", *results.table(report)])
     return FINE, report
 
 
@@ -135,50 +137,22 @@ def _bench(arguments: argparse.Namespace) -> Result:
     if arguments.num_envs is not None:
         settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
     result = bench.bench(system, settings, arguments.seconds)
-    _show(arguments, (f"{name:<34}{_figure(value)}" for name, value in result.items()))
+    show(arguments, (f"{name:<34}{_figure(value)}" for name, value in result.items()))
     return FINE, result
+
+
+def _doctor(arguments: argparse.Namespace) -> Result:
+    from gm_jax import doctor
+
+    report = doctor.examine()
+    show(arguments, doctor.lines(report))
+    return FINE if report["ok"] else FAILURE, report
 
 
 def _figure(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
-
-
-def _data_check(arguments: argparse.Namespace) -> Result:
-    from gm_jax.market import loader
-
-    _, report = loader.load(
-        _existing(arguments.csv),
-        None,
-        date_format=arguments.date_format,
-        tz=arguments.tz,
-        repair=arguments.repair,
-    )
-    result = dict(report.to_json())
-    rows = ((k, v if isinstance(v, list) else [v]) for k, v in result.items())
-    _show(arguments, (f"{name:<16}{value}" for name, values in rows for value in values))
-    return FINE, result
-
-
-def _data_synth(arguments: argparse.Namespace) -> Result:
-    from gm_jax.market import synthetic, writing
-
-    sets = config.parse_assignments(arguments.set)
-    world = synthetic.generate(
-        arguments.market,
-        bars=arguments.bars,
-        minutes=arguments.minutes,
-        seed=arguments.seed,
-        parameters={key: config.number(key, value) for key, value in sets.items()},
-    )
-    writing.write_csv(world.bars, arguments.out)
-    _show(arguments, [f"{len(world.bars):,} bars of `{arguments.market}` in {arguments.out}"])
-    return FINE, {
-        "out": str(arguments.out),
-        "bars": len(world.bars),
-        "parameters": world.parameters,
-    }
 
 
 def _system(name: str) -> System:
@@ -212,35 +186,22 @@ def _source(arguments: argparse.Namespace, seed: int) -> Source:
         return Source(market=arguments.market or "planted", seed=seed)
     if arguments.market:
         raise UserError("--data and --market exclude each other; give one of them.")
-    return Source(
-        data=str(_existing(arguments.data)),
-        date_format=arguments.date_format,
-        tz=arguments.tz,
-        repair=arguments.repair,
-    )
+    return Source(data=str(existing(arguments.data)), **csv_options(arguments))
 
 
 def _no_file(arguments: argparse.Namespace) -> None:
     """Refuse flags that describe a file where none is given."""
-    for name in ("tz", "date_format", "repair"):
+    for name in CSV_FLAGS:
         if getattr(arguments, name):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} describes a file; give one with --data.")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(
-            f"No file {path}; expected a CSV with Date, Open, High, Low, Close, Volume."
-        )
-    return path
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="gm-jax", description="Train teams of trading agents on futures bars.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = _command(commands, "train", _train, "train a team, evaluate it, write a run directory")
+    train = command(commands, "train", _train, "train a team, evaluate it, write a run directory")
     train.add_argument("system", metavar="SYSTEM")
     train.add_argument("--data", type=Path, metavar="CSV")
     train.add_argument("--market", help="generated market instead of a file")
@@ -249,54 +210,28 @@ def _parser() -> _Parser:
     train.add_argument("--out", type=Path, help="run directory to make")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
     _settings_flags(train)
-    _csv_flags(train)
+    csv_flags(train)
 
-    evaluate = _command(commands, "evaluate", _evaluate, "greedy backtest of a run")
+    evaluate = command(commands, "evaluate", _evaluate, "greedy backtest of a run")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN")
     evaluate.add_argument("--data", type=Path, metavar="CSV", help="another file, used whole")
     evaluate.add_argument("--split", choices=["train", "validation", "test", "all"])
     evaluate.add_argument("--ledger", type=Path, metavar="FILE", help="write a row per bar")
     evaluate.set_defaults(market=None)
-    _csv_flags(evaluate)
+    csv_flags(evaluate)
 
-    bench = _command(commands, "bench", _bench, "measure speed against the machine's ceiling")
+    bench = command(commands, "bench", _bench, "measure speed against the machine's ceiling")
     bench.add_argument("system", metavar="SYSTEM")
     bench.add_argument("--num-envs", metavar="N")
     bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
     bench.set_defaults(preset=None, seed=None)
     _settings_flags(bench)
 
-    data = commands.add_parser("data", help="data tools").add_subparsers(
-        required=True, metavar="TOOL"
-    )
-    check = _command(data, "check", _data_check, "say what a file holds")
-    check.add_argument("csv", type=Path, metavar="CSV")
-    _csv_flags(check)
-    synth = _command(data, "synth", _data_synth, "write a generated market as CSV")
-    synth.add_argument("--market", required=True)
-    synth.add_argument("--bars", type=int, required=True, metavar="N")
-    synth.add_argument("--minutes", type=int, choices=[5, 30], required=True)
-    synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--out", type=Path, required=True, metavar="CSV")
-    synth.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    return parser
-
-
-def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(run=run)
+    cli_data.add_commands(commands)
+    command(commands, "doctor", _doctor, "say what this machine offers and what is wrong with it")
     return parser
 
 
 def _settings_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="YAML")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-
-
-def _csv_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--date-format", help="day-first, month-first, year-first or a strptime pattern"
-    )
-    parser.add_argument("--tz", help="time zone of the time column")
-    parser.add_argument("--repair", action="store_true", help="sort, drop conflicting duplicates")

@@ -22,7 +22,7 @@ TOP_LEVEL = (
 )
 
 # Bottom first. A module imports its own layer and those before it; what is not named here (run,
-# bench, cli, the package's face) stands on top of all.
+# bench, doctor, cli and its parts, the package's face) stands on top of all.
 LAYERS = ("errors", "settings", "config", "market", "env", "systems", "mappo", "report")
 WITHOUT_JAX = (
     "errors",

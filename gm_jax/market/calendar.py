@@ -103,9 +103,7 @@ def holes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
     before, after = session[:-1], session[1:]
     end, begin = start[:-1] + minutes, start[1:]
 
-    halted = np.minimum(begin, _HALT[1]) - np.maximum(end, _HALT[0])
-    halted = np.where(after < _HALT_ENDED, np.maximum(halted, 0), 0)
-    inside = (before == after) & (begin - end > halted)
+    inside = (before == after) & (begin - end > _halted(after, end, begin))
 
     short_days = _short_days()
     ended_early = (end < SESSION_MINUTES) & ~np.isin(before, short_days.astype(np.int64))
@@ -114,6 +112,17 @@ def holes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
 
     hole[1:] = inside | across
     return hole
+
+
+def trading_minutes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
+    """Return the minutes from each time on that are no 16:15-16:30 halt, [T] i64.
+
+    Args:
+        time_ns: [T] i64, ns since 1970 UTC, inside sessions.
+        minutes: how far to look.
+    """
+    start = minute_of_session(time_ns)
+    return minutes - _halted(session_of(time_ns), start, start + minutes)
 
 
 def roll_session(session: np.ndarray) -> np.ndarray:
@@ -129,6 +138,12 @@ def roll_session(session: np.ndarray) -> np.ndarray:
     day = (_date(friday) - month.astype("datetime64[D]")).astype(np.int64) + 1
     quarterly = month.astype(np.int64) % 3 == 2  # months since January 1970
     return (_weekday(session) == 1) & quarterly & (day >= 15) & (day <= 21)
+
+
+def _halted(session: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Return the minutes of the halt between two minutes of a session, [T] i64."""
+    overlap = np.minimum(end, _HALT[1]) - np.maximum(start, _HALT[0])
+    return np.where(session < _HALT_ENDED, np.maximum(overlap, 0), 0)
 
 
 def _clock(time_ns: np.ndarray) -> np.ndarray:

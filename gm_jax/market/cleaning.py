@@ -18,6 +18,7 @@ from gm_jax.market.zones import MAX_CLOSED
 
 MAX_JUMP, NOTED_JUMP = 0.20, 0.03  # of one bar, relative to the close before it
 _MAX_TICKS = 2**24  # float32 holds every whole number up to here
+_MAX_VOLUME = 1e12  # contracts
 
 
 def drop_bad_rows(frame: pd.DataFrame, minutes: int) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -35,6 +36,7 @@ def drop_bad_rows(frame: pd.DataFrame, minutes: int) -> tuple[pd.DataFrame, dict
         "not a number": ~np.isfinite(values).all(axis=1),
         "price of 0 or less": (prices <= 0).any(axis=1),
         "negative volume": volume < 0,
+        f"volume above {_MAX_VOLUME:g}": volume > _MAX_VOLUME,
         "High or Low not bounding": (prices.max(axis=1) > prices[:, 1])
         | (prices.min(axis=1) < prices[:, 2]),
     }
@@ -61,8 +63,8 @@ def drop_closed(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     if shut.sum() > MAX_CLOSED * len(frame):
         raise UserError(
             f"{shut.sum():,} of {len(frame):,} bars lie in the 17:00-18:00 New York break or on a "
-            f"weekend ({_lines(frame, shut)}); expected at most 0.1 %. Check --tz and "
-            "--date-format, and that stamps are bar opens; 24-hour markets must be asked for."
+            f"weekend ({_lines(frame, shut)}); expected at most 0.1 %. Check --tz, --date-format "
+            "and that stamps are bar opens; a 24-hour market takes --around-the-clock."
         )
     return frame[~shut], int(shut.sum())
 

@@ -25,12 +25,14 @@ class Roll(TypedDict):
 class DataReport:
     """What a file holds and what was done about it.
 
-    Every row read is a usable bar, or counted in `duplicates`, in `ohlc_errors` or, with its thin
-    session, in a warning.
+    Every line below the header is blank or a row, and every row read is a usable bar or counted:
+    `rows_read = bars + thin_bars + duplicates + ohlc_errors`.
     """
 
     rows_read: int
+    blank_lines: int
     bars: int  # usable: thin sessions are out
+    thin_bars: int  # of thin sessions
     first: str  # ISO 8601, UTC, open of the first bar, thin sessions included
     last: str
     bar_minutes: int
@@ -70,6 +72,7 @@ def report(
     counts: Counts,
     *,
     rows_read: int,
+    blank_lines: int,
     timezone: str,
     date_format: str,
     notes: tuple[str, ...],
@@ -81,6 +84,7 @@ def report(
         bars: the usable ones.
         counts: rows touched before that.
         rows_read: rows of the file.
+        blank_lines: lines of the file that hold nothing.
         timezone: zone of the stamps.
         date_format: how they were read.
         notes: what reading the file gave cause to say.
@@ -90,7 +94,9 @@ def report(
     jump = jumps(bars.open, bars.close)
     return DataReport(
         rows_read=rows_read,
+        blank_lines=blank_lines,
         bars=len(bars),
+        thin_bars=len(whole) - len(bars),
         first=iso(whole.time[0]),
         last=iso(whole.time[-1]),
         bar_minutes=whole.minutes,
@@ -119,12 +125,14 @@ def iso(time_ns: np.int64 | int) -> str:
 
 def _warnings(whole: Bars, bars: Bars, counts: Counts) -> list[str]:
     empty = int((bars.volume == 0).sum())
+    between = int((bars.hole[1:] & (np.diff(bars.session) != 0)).sum())
     found = {
         **{f"rows dropped: {fault}": count for fault, count in counts.faults.items()},
         "rows dropped: repeated": counts.duplicates,
         "steps back in time sorted away": counts.out_of_order,
         "rows rounded to whole ticks": counts.off_tick,
         "bars of thin sessions left out": len(whole) - len(bars),
+        "holes between sessions: bars or whole weekdays are missing": between,
         "bars reach more than 3 % away from the close before": counts.jumps,
         "bars have no volume, nothing is filled in them": empty
         if empty > _MANY_EMPTY * len(bars)

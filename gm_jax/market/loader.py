@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def load(
     """Read bars and make sure of them.
 
     Args:
-        source: a CSV file (also gzipped), or a frame with the same columns.
+        source: a CSV file (see `reading.read`), or a frame with the same columns.
         minutes: length of a bar; None takes the most common step.
         date_format: `day-first`, `month-first`, `year-first` or a strptime pattern; None finds out.
         tz: canonical name of the zone of the stamps; None finds out.
@@ -49,9 +50,10 @@ def load(
     Raises:
         UserError: the file is not what it should be; the message says how to mend it.
     """
-    frame, notes = read(source)
+    table = read(source)
+    frame = table.frame
     stamps = parse(frame["time"], date_format)
-    minutes = _bar_minutes(stamps.time, minutes)
+    minutes = _bar_minutes(stamps.time, minutes, source)
     frame["time"], zone, zone_notes = _in_utc(stamps, minutes, tz, around_the_clock)
     clean, counts = _clean(frame, minutes, tick, repair, around_the_clock)
 
@@ -70,9 +72,10 @@ def load(
         bars,
         counts,
         rows_read=len(frame),
+        blank_lines=table.blank_lines,
         timezone=zone,
         date_format=stamps.layout,
-        notes=(*notes, *stamps.notes, *zone_notes),
+        notes=(*table.notes, *stamps.notes, *zone_notes),
     )
 
 
@@ -90,14 +93,13 @@ def require_size(bars: Bars) -> None:
         )
 
 
-def _bar_minutes(time: np.ndarray, declared: int | None) -> int:
+def _bar_minutes(time: np.ndarray, declared: int | None, source: str | Path | pd.DataFrame) -> int:
     """Return the length of a bar: the most common step, which must be the declared one."""
-    steps, counts = np.unique(np.diff(time[~np.isnat(time)]).astype(np.int64), return_counts=True)
+    moments = np.sort(time[~np.isnat(time)].astype(np.int64))
+    steps, counts = np.unique(np.diff(moments), return_counts=True)
     steps, counts = steps[steps > 0], counts[steps > 0]
     if len(steps) == 0:
-        raise UserError(
-            "Found fewer than two bars in order. Expected one row per bar, oldest first."
-        )
+        raise UserError("Found fewer than two bars. Expected one row per bar, oldest first.")
     step, rest = divmod(int(steps[np.argmax(counts)]), MINUTE)
     if rest or step > 60 or 60 % step:
         raise UserError(
@@ -107,7 +109,8 @@ def _bar_minutes(time: np.ndarray, declared: int | None) -> int:
     if declared is None or step == declared:
         return step
     if declared % step == 0:
-        mend = f"aggregate them to {declared} minutes first (label left, closed left)"
+        name = "FILE" if isinstance(source, pd.DataFrame) else shlex.quote(str(source))
+        mend = f"make them by `gm-jax data resample {name} --minutes {declared} --out NEW.csv`"
     else:
         mend = f"give a file of {declared}-minute bars, longer ones cannot be cut into them"
     raise UserError(f"Found {step}-minute bars; expected {declared}-minute bars: {mend}.")

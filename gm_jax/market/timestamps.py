@@ -18,6 +18,7 @@ from gm_jax.errors import UserError
 
 ORDERS = ("year-first", "day-first", "month-first")
 MAX_BAD = 0.01  # share of rows that may be bad
+FIRST_DAY, END_DAY = np.datetime64("1970-01-02"), np.datetime64("2262-01-01")  # of stamps
 
 _CLOCK = (
     r"(?:[T ,]+(?P<hour>0{1,2}):(?P<minute>00)(?::(?P<second>00)(?:\.(?P<fraction>0{1,9}))?)?"
@@ -63,10 +64,9 @@ def parse(column: pd.Series, date_format: str | None = None) -> Stamps:
         UserError: the order is contradictory or cannot be decided, or over 1 % cannot be read.
     """
     if isinstance(column.dtype, pd.DatetimeTZDtype):
-        utc = column.dt.tz_convert("UTC").dt.tz_localize(None)
-        return Stamps(utc.to_numpy("datetime64[ns]"), "datetime", "UTC")
+        return Stamps(_in_ns(column.dt.tz_convert("UTC").dt.tz_localize(None)), "datetime", "UTC")
     if pd.api.types.is_datetime64_dtype(column.dtype):
-        return Stamps(column.to_numpy("datetime64[ns]"), "datetime", None)
+        return Stamps(_in_ns(column), "datetime", None)
     text = column.fillna("").astype(str)
     if date_format is None or date_format in ORDERS:
         stamps = _by_grammar(text, date_format)
@@ -86,12 +86,19 @@ def _by_pattern(text: pd.Series, pattern: str) -> Stamps:
             f"{', '.join(ORDERS)} or a pattern such as '%d/%m/%Y %H:%M'."
         ) from error
     naive = time.dt.tz_localize(None) if aware else time
-    return Stamps(naive.to_numpy("datetime64[ns]"), pattern, "UTC" if aware else None)
+    return Stamps(_in_ns(naive), pattern, "UTC" if aware else None)
+
+
+def _in_ns(column: pd.Series) -> np.ndarray:
+    """Return datetimes of any unit in ns, NaT outside the years that are believed."""
+    time = column.to_numpy()
+    believed = (time >= FIRST_DAY) & (time < END_DAY)
+    return np.where(believed, time, np.datetime64("NaT")).astype("datetime64[ns]")
 
 
 def _by_grammar(text: pd.Series, stated: str | None) -> Stamps:
     found = _fields(text)
-    if (found["epoch"] > 0).any():
+    if np.mean(found["epoch"] > 0) > 0.5:
         return Stamps(_from_epoch(found["epoch"]), "epoch", "UTC")
 
     layout, notes = "year-first", list[str]()
@@ -105,9 +112,9 @@ def _by_grammar(text: pd.Series, stated: str | None) -> Stamps:
         )
     time = _assemble(found, month_first=layout == "month-first")
 
-    aware = found["aware"] > 0
     readable = ~np.isnat(time)
-    if (aware & readable).any() and not aware[readable].all():
+    aware = (found["aware"] > 0) & readable
+    if aware.any() and not aware[readable].all():
         plain = text[~aware & readable]
         raise UserError(
             f"Some stamps carry a UTC offset, others, such as {plain.iloc[0]!r} in "
@@ -165,13 +172,15 @@ def _assemble(found: dict[str, np.ndarray], month_first: bool) -> np.ndarray:
     first, second = ("month", "day") if month_first else ("day", "month")
     part = {first: found[first] + found["left"], second: found[second] + found["middle"]}
     month, day = part["month"], part["day"]
-    year = found["year"]
-    valid = (year >= 1970) & (year < 2200) & (month >= 1) & (month <= 12) & (day >= 1)
+    valid = (month >= 1) & (month <= 12) & (day >= 1)
     valid &= (found["hour"] < 24) & (found["minute"] < 60) & (found["second"] < 60)
+    valid &= (np.abs(found["offset_hour"]) < 15) & (np.abs(found["offset_minute"]) < 60)
 
-    months = np.where(valid, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
+    months = np.where(valid, (found["year"] - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
     date = months.astype("datetime64[D]") + (day - 1)
     valid &= date.astype("datetime64[M]") == months  # no 30th of February
+    valid &= (date >= FIRST_DAY) & (date < END_DAY)
+    date = np.where(valid, date, FIRST_DAY)
     minute = (found["hour"] - found["offset_hour"]) * 60 + found["minute"] - found["offset_minute"]
     clock = (minute * 60 + found["second"]) * 10**9 + found["fraction"]
     time = date.astype("datetime64[ns]") + clock.astype("timedelta64[ns]")
@@ -179,7 +188,8 @@ def _assemble(found: dict[str, np.ndarray], month_first: bool) -> np.ndarray:
 
 
 def _from_epoch(ns: np.ndarray) -> np.ndarray:
-    return np.where(ns > 0, ns.astype("datetime64[ns]"), np.datetime64("NaT", "ns"))
+    time = ns.astype("datetime64[ns]")
+    return np.where((ns > 0) & (time < END_DAY), time, np.datetime64("NaT", "ns"))
 
 
 def _date_order(
@@ -217,7 +227,7 @@ def _likelier_order(found: dict[str, np.ndarray], example: str) -> tuple[str, li
         time = time[~np.isnat(time)]
         days = time.astype("datetime64[D]")
         saturdays[order] = int(np.sum((days.astype(np.int64) + 3) % 7 == 5))
-        span[order] = np.ptp(time.astype(np.int64)) if len(time) else 0
+        span[order] = int(np.ptp(time.astype(np.int64))) if len(time) else 0
 
     evidence = {
         order: (saturdays[order] == 0 < saturdays[other]) + (3 * span[order] < span[other])

@@ -10,16 +10,16 @@ import pandas as pd
 
 from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
-from gm_jax.market.calendar import NEW_YORK
+from gm_jax.market.calendar import NEW_YORK, closed
 
 
 def write_csv(bars: Bars, path: str | Path) -> None:
     """Write bars as Date, Open, High, Low, Close, Volume; the file appears whole or not at all.
 
-    Date is New York local time at the bar's open, `YYYY-MM-DD HH:MM:SS`; no bar opens in the hour
-    that a change of clocks repeats. Numbers are written so that they read back exactly. A name
-    ending in `.gz` is compressed. Sessions, holes and rolls are not written: the loader finds them
-    again.
+    Date is New York local time at the bar's open, `YYYY-MM-DD HH:MM:SS`; the exchange is shut in
+    the hour that a change of clocks repeats. Bars of a market around the clock are stamped in UTC,
+    with a `Z` behind. Numbers are written so that they read back exactly. A name ending in `.gz` is
+    compressed. Sessions, holes and rolls are not written: the loader finds them again.
 
     Args:
         bars: what to write.
@@ -42,8 +42,11 @@ def write_csv(bars: Bars, path: str | Path) -> None:
 
 def _frame(bars: Bars) -> pd.DataFrame:
     utc = pd.DatetimeIndex(bars.time.astype("datetime64[ns]"), tz="UTC")
-    local = utc.tz_convert(NEW_YORK).tz_localize(None).to_numpy().astype("datetime64[s]")
-    date = np.char.replace(np.datetime_as_string(local), "T", " ")
+    around_the_clock = closed(bars.time).any()
+    local = utc if around_the_clock else utc.tz_convert(NEW_YORK)
+    stamps = np.datetime_as_string(local.tz_localize(None).to_numpy().astype("datetime64[s]"))
+    date = np.char.replace(stamps, "T", " ")
+    date = np.char.add(date, "Z") if around_the_clock else date
     whole = bool(np.all(bars.volume == np.rint(bars.volume)))
     volume = bars.volume.astype(np.int64) if whole else bars.volume
     return pd.DataFrame(

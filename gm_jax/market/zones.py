@@ -92,8 +92,8 @@ def infer_zone(local: np.ndarray, minutes: int) -> tuple[str, list[str]]:
             )
         raise UserError(
             f"None of {len(ZONES)} time zones leaves the exchange's 17:00-18:00 New York break "
-            "empty and opens the market at 18:00: a 24-hour or daytime market, or wrong dates. "
-            "State the zone with --tz, or check the dates with --date-format."
+            "empty and opens the market at 18:00. A daytime market needs --tz, a 24-hour one --tz "
+            "and --around-the-clock; else mend the dates: day and month may be swapped."
         )
     zone, *others = fits
     notes = [f"read as {zone}, but {', '.join(others)} fit as well; --tz settles it"]

@@ -26,6 +26,7 @@ class Source:
     date_format: str | None = None
     tz: str | None = None
     repair: bool = False
+    around_the_clock: bool = False
 
     @property
     def label(self) -> str:
@@ -78,6 +79,7 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
         date_format=source.date_format,
         tz=source.tz,
         repair=source.repair,
+        around_the_clock=source.around_the_clock,
         tick=settings.tick_points,
     )
     loader.require_size(bars)
