@@ -123,7 +123,14 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         source=source if arguments.data else None,
         ledger=arguments.ledger,
     )
-    show(arguments, [f"{report['split']}: {results.headline(report)}", *results.table(report)])
+    show(
+        arguments,
+        [
+            f"{report['split']}: {results.headline(report)}",
+            *results.table(report),
+            *results.worth(report),
+        ],
+    )
     return FINE, report
 
 

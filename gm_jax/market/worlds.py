@@ -155,11 +155,11 @@ MARKETS: dict[str, Recipe] = {
     "execution_only": Recipe(
         planted,
         _planted(
-            _SESSION, {5: 0.15, 30: 0.3}, mean_volume={5: 4.0, 30: 4 / 6}, annual_volatility=0.1
+            _SESSION, {5: 0.25, 30: 0.4}, mean_volume={5: 4.0, 30: 4 / 6}, annual_volatility=0.08
         ),
-        tests="Whether orders are worked: so few contracts trade that the impact of large orders "
-        "eats the gain. Meant for lots_small=6, lots_large=6: the desired position is all or "
-        "nothing, and how it is reached is for the execution agent alone.",
+        tests="Whether orders are worked: so few contracts trade that large orders move the price. "
+        "With lots_small=3 lots_large=3 max_contracts=3 impact=2 the desired position is all or "
+        "nothing, and how it is reached is for the execution agent.",
         best="As in `planted` by the Hamilton filter, but traded contract by contract.",
     ),
     "volatility_step": Recipe(

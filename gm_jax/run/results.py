@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def tell(directory: RunDirectory, history: list[dict[str, Any]], results: dict[s
         )
     for name, report in results["splits"].items():
         say(f"{name:<10}  {headline(report)}")
+    for line in worth(results["splits"]["test"]):
+        say(f"{'test':<10}  {line}")
     say(f"run directory   {directory.path}")
 
 
@@ -94,6 +97,24 @@ def table(report: dict[str, Any]) -> list[str]:
     )
     last = f"{'oracle_sharpe':<22}{_number(report['oracle_sharpe']):>{width['team']}}"
     return [head, *rows, last]
+
+
+def worth(report: dict[str, Any]) -> list[str]:
+    """Return a line per agent: what the team has with it and would not have with its neutral."""
+    lines = []
+    for agent, instead in report["agent_contributions"].items():
+        found = instead["neutral"]
+        figures = (
+            f"{name} {found[key]:+,.{digits}f}{_interval(found[f'{key}_ci95'], digits)}"
+            for name, key, digits in (("net P&L", "net_pnl", 0), ("Sharpe", "sharpe_ratio", 2))
+            if found[key] is not None
+        )
+        lines.append(f"worth of {agent} against its neutral: {', '.join(figures)}")
+    return lines
+
+
+def _interval(bounds: Sequence[float] | None, digits: int) -> str:
+    return "" if bounds is None else f" ({bounds[0]:+,.{digits}f} to {bounds[1]:+,.{digits}f})"
 
 
 def _number(x: float | None) -> str:

@@ -602,3 +602,53 @@ def test_bounds_come_from_equity_and_price():
         assert account.leverage_cap(jnp.int32(equity), price, env) == cap
     bounds = account.bounds(state(env, -12, equity=5_000_000), market(), env)
     assert (bounds.low, bounds.high, bool(bounds.flat)) == (-12, 5, False)
+
+
+@pytest.mark.parametrize(
+    ("start", "decided", "neutral"),
+    [
+        ((0, 0, 6), "BHH", "HHB"),  # wanted 3: all at once
+        ((0, 0, 6), "BSH", "HHB"),
+        ((0, 0, 0), "BHH", "HHH"),  # no limit, nothing wanted
+        ((0, 0, 0), "BbH", "HHB"),  # the limit as widened counts
+        ((4, 4, 6), "SHB", "HHS"),
+        ((4, 4, 6), "HHS", "HHH"),
+        ((2, 5, 6), "HHH", "HHB"),
+        ((5, 5, 6), "HSH", "HHS"),  # forced anyway
+    ],
+)
+def test_neutral_agents_hold_and_trade_all_that_is_wanted(start, decided, neutral):
+    env_params = params()
+    env_state = state(env_params, *start)
+    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(6), flat=jnp.bool_(False))
+    actions = jnp.array([VERBS.index(v) for v in decided])
+    found = tactical.neutral(env_state, actions, bounds, env_params)
+    assert "".join(VERBS[a] for a in found.tolist()) == neutral
+    replaced = actions.at[2].set(found[2])
+    order = tactical.compose(env_state, replaced, bounds, env_params)
+    assert order.trade == order.wanted
+
+
+def test_small_works_an_order_that_the_other_verbs_give_whole():
+    """With lots of 4 a position is desired by fours; SMALL trades one contract, LARGE all."""
+    env_params = params(lots_small=4, lots_large=4, max_contracts=4)
+    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(4), flat=jnp.bool_(False))
+    for execution, trade in (("b", 1), ("B", 4), ("s", 0), ("H", 0)):
+        actions = jnp.array([VERBS.index(v) for v in "bH" + execution])
+        env_state = state(env_params, 0, 0, 4)
+        assert tactical.compose(env_state, actions, bounds, env_params).trade == trade
+
+
+@pytest.mark.parametrize(("work", "path"), [(False, [3, 6, 6]), (True, [1, 2, 3])])
+def test_follow_trades_at_once_or_one_by_one(work, path):
+    env_params = params()
+    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(6), flat=jnp.bool_(False))
+    env_state, seen = state(env_params, 0, 0, 6), []
+    for _ in path:
+        actions = tactical.follow(env_state, jnp.int32(6), jnp.bool_(work), env_params)
+        order = tactical.compose(env_state, actions, bounds, env_params)
+        env_state = env_state.replace(
+            position=env_state.position + order.trade, controls=order.controls
+        )
+        seen.append(int(env_state.position))
+    assert seen == path

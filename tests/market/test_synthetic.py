@@ -266,11 +266,11 @@ def test_following_the_belief_gains_either_way(market, minutes):
 
 @pytest.mark.parametrize("minutes", [5, 30])
 def test_working_an_order_saves_more_impact_than_it_costs_in_drift(minutes):
-    """Six contracts at once pay √6 as much impact each as one by one."""
+    """Three contracts at once pay √3 as much impact each as one by one (impact=2)."""
     net = {"at once": 0.0, "one by one": 0.0}
     for seed in range(4):
         world = generate("execution_only", bars=100_000, minutes=minutes, seed=seed)
-        target = np.where(world.belief > 0.4, 6.0, np.where(world.belief < -0.4, 0.0, np.nan))
+        target = np.where(world.belief > 0.4, 3.0, np.where(world.belief < -0.4, 0.0, np.nan))
         known = np.maximum.accumulate(np.where(np.isnan(target), 0, np.arange(len(target))))
         target = np.nan_to_num(target)[known]
         slow, held = np.empty_like(target), 0.0
@@ -278,7 +278,7 @@ def test_working_an_order_saves_more_impact_than_it_costs_in_drift(minutes):
             held += np.clip(wanted - held, -1, 1)
             slow[t] = held
         volume, volatility = world.bars.volume.mean(), world.parameters["annual_volatility"]
-        per_contract = 0.5 * bar_sd(volatility, minutes) / np.sqrt(volume)
+        per_contract = 2.0 * bar_sd(volatility, minutes) / np.sqrt(volume)
         for name, position in (("at once", target), ("one by one", slow)):
             traded = np.abs(np.diff(position, prepend=0.0))
             net[name] += profit(world, position).sum() - np.sum(per_contract * traded**1.5)
