@@ -9,7 +9,10 @@ import pytest
 from gm_jax.config import QUICK
 from gm_jax.env import tactical
 from gm_jax.mappo import learner
+from gm_jax.report import policies
 from gm_jax.report.attribution import contributions
+from gm_jax.report.backtest import backtest
+from gm_jax.report.metrics import summarise
 from gm_jax.run import evaluation, results
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
@@ -61,6 +64,21 @@ def without(agent):
     team = ModuleType("disconnected")
     vars(team).update(vars(tactical) | {"compose": compose})
     return team
+
+
+def test_learns_to_buy_what_has_fallen():
+    """At least 75 % of the Kalman filter's after-cost Sharpe out of sample, long-only."""
+    setup, actor = trained("mean_reverting", 0, {"num_episodes": 32, "ent_coef": 0.003})
+    span, oracle = setup.split["test"], evaluation.fit_oracle(setup)
+    policy = evaluation.team_policy(setup.config)
+    most = setup.settings.max_contracts
+    args = (setup.loaded.bars, span, setup.market, setup.params, tactical)
+    team, best = (
+        summarise(backtest(*who, *args), most)["sharpe_ratio"]
+        for who in ((policy, actor), (policies.oracle, oracle))
+    )
+    assert best > 4
+    assert team > 0.75 * best
 
 
 @pytest.mark.parametrize("market", WORLDS)
