@@ -74,6 +74,7 @@ def console() -> NoReturn:
 
 
 def _train(arguments: argparse.Namespace) -> Result:
+    from gm_jax.market.synthetic import describe
     from gm_jax.run import training
     from gm_jax.run.progress import say
 
@@ -88,6 +89,8 @@ def _train(arguments: argparse.Namespace) -> Result:
                 "no --data: training on the generated market `planted`, an easy world with a "
                 "known best policy"
             )
+        if source.market:
+            say(describe(source.market).splitlines()[0])
         run = training.start(system, settings, source, arguments.out)
     try:
         summary = training.train(run)

@@ -79,10 +79,11 @@ def _synth(arguments: argparse.Namespace) -> Result:
         bars=arguments.bars,
         minutes=arguments.minutes,
         seed=arguments.seed,
-        parameters={key: config.number(key, value) for key, value in sets.items()},
+        parameters={k.removeprefix("market."): config.number(k, v) for k, v in sets.items()},
     )
     writing.write_csv(world.bars, arguments.out)
-    show(arguments, [f"{len(world.bars):,} bars of `{arguments.market}` in {arguments.out}"])
+    made = f"{len(world.bars):,} bars of `{arguments.market}` in {arguments.out}"
+    show(arguments, [made, synthetic.describe(arguments.market)])
     return FINE, {
         "out": str(arguments.out),
         "bars": len(world.bars),

@@ -36,7 +36,9 @@ class Settings:
     layer_norm: int = 0  # LayerNorm after that many first layers
     critic: str = "central"  # central (MAPPO) or local (IPPO)
     precision: str = "float32"  # of the matrix products: float32 or bfloat16
-    initial_neutral: float = 0.9  # probability of each agent's neutral actions before any learning
+    initial_neutral: float = (
+        0.9  # first probability of each agent's neutral actions, all being legal
+    )
 
     # learning
     lr_actor: float = 3e-4

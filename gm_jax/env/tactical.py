@@ -151,7 +151,9 @@ def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array
     """
     gap = target - state.controls.desired
     verbs = moves(params)
-    large, small = jnp.abs(gap) >= params.lots_large, jnp.abs(gap) >= params.lots_small
+    left = jnp.abs(gap) - params.lots_large  # what LARGE would leave must be none or a lot
+    large = (left == 0) | (left >= params.lots_small)
+    small = jnp.abs(gap) >= params.lots_small
     buy = jnp.where(large, BUY_LARGE, jnp.where(small, BUY_SMALL, 0))
     sell = jnp.where(large, SELL_LARGE, jnp.where(small, SELL_SMALL, 0))
     tactical = jnp.where(gap > 0, buy, sell)

@@ -29,7 +29,7 @@ class Config:
     layer_norm: int
     central: bool
     bfloat16: bool
-    initial_neutral: float  # probability of neutral actions before any learning
+    initial_neutral: float  # first probability of neutral actions, all being legal
     huber: bool
     interval: int  # most iterations one call of the program runs
 

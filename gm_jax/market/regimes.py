@@ -13,10 +13,11 @@ difference of second order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gm_jax.market.ops import Ops, Value
 from gm_jax.market.readers import Warmup
-from gm_jax.market.registry import feature
+from gm_jax.market.registry import feature, parse
 
 
 REGIMES = ("NORMAL", "BULL_TREND", "BEAR_TREND", "CRISIS", "VOLATILE", "CONSOLIDATION")
@@ -28,6 +29,13 @@ NORMAL, BULL_TREND, BEAR_TREND, CRISIS, VOLATILE, CONSOLIDATION = map(float, ran
 def unlabelled(length: int, bars: int) -> int:
     """Return how many of so many bars are NORMAL only because their window is not full yet."""
     return min(bars, label(Warmup(), length).bars)
+
+
+def windows(names: Sequence[str]) -> dict[str, int]:
+    """Return the window of each regime feature among some names, bars."""
+    found = {name: parse(name) for name in names}
+    own = (regime, crisis, volatile, bull_trend, bear_trend, consolidation)
+    return {name: f.lengths["length"] for name, f in found.items() if f.function in own}
 
 
 def label(x: Ops, length: int) -> Value:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gm_jax.errors import UserError
 from gm_jax.market.paths import (
     MEAN_VOLUME,
     Paths,
@@ -56,8 +57,13 @@ def switching(
         mean_volume: contracts in five minutes.
 
     Raises:
-        UserError: the price leaves its range.
+        UserError: state +1 is not the favourable one, or the price leaves its range.
     """
+    if drift_up < drift_down:
+        raise UserError(
+            f"drift_up={drift_up:g} is below drift_down={drift_down:g}: the first is that of the "
+            "favourable state, exchange them."
+        )
     sd, bars = bar_sd(annual_volatility, minutes), len(session)
     state = hidden_state(bars, duration_up, duration_down, stream)
     shock = stream("shock").standard_normal(bars)

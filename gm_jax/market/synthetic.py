@@ -98,7 +98,7 @@ def describe(market: str) -> str:
         UserError: there is no such market.
     """
     recipe = _recipe(market)
-    lines = [f"{market}: {recipe.tests}", f"Best: {recipe.best}"]
+    lines = [f"{market}: {recipe.tests} Best: {recipe.best}"]
     for name, p in recipe.parameters.items():
         usual = f"{p.default_at(5):g}"
         if p.default_at(30) != p.default_at(5):

@@ -12,7 +12,7 @@ from gm_jax.market.registry import feature
 
 @feature
 def time_of_day(x: Ops) -> Value:
-    """Position of the bar's close in the session: −1 at 18:00 to 1 at 17:00 New York."""
+    """Position of the bar's close in the session: −1 at 18:00 to 1 at 17:00, then on."""
     return 2 * (x.minute + x.bar_minutes) / SESSION_MINUTES - 1
 
 

@@ -18,11 +18,10 @@ from gm_jax.report.backtest import backtest_many
 from gm_jax.report.bootstrap import interval
 from gm_jax.report.metrics import (
     MIN_SESSIONS,
-    SESSIONS_A_YEAR,
-    STILL,
     full_sessions,
     session_closes,
     session_returns,
+    sharpe_ratios,
 )
 from gm_jax.report.policies import INSTEAD, Counterfactual, Policy, counterfactual
 
@@ -68,6 +67,8 @@ def contributions(
 def difference(team: np.ndarray, without: np.ndarray, enough: bool) -> dict[str, Any]:
     """Return net P&L (USD) and Sharpe ratio of one account minus another's, with 95 % intervals.
 
+    The Sharpe ratio of an account that never trades counts as 0 here.
+
     Args:
         team: [sessions + 1] f64 cents, see `session_closes`.
         without: the same, of the other account.
@@ -80,7 +81,7 @@ def difference(team: np.ndarray, without: np.ndarray, enough: bool) -> dict[str,
         return gain[rows].sum(axis=-1)
 
     def sharpe(rows: np.ndarray) -> np.ndarray:
-        return _sharpe(mine[rows]) - _sharpe(theirs[rows])
+        return sharpe_ratios(mine[rows]) - sharpe_ratios(theirs[rows])
 
     sessions = np.arange(len(gain))
     return {
@@ -89,11 +90,3 @@ def difference(team: np.ndarray, without: np.ndarray, enough: bool) -> dict[str,
         "sharpe_ratio": float(sharpe(sessions)) if enough else None,
         "sharpe_ratio_ci95": interval(sharpe, len(gain)) if enough else None,
     }
-
-
-def _sharpe(returns: np.ndarray) -> np.ndarray:
-    """Return √252 · mean / sample deviation along the last axis; an account at rest has 0."""
-    deviation = returns.std(axis=-1, ddof=1)
-    moving = deviation > STILL
-    mean = np.where(moving, returns.mean(axis=-1), 0)
-    return SESSIONS_A_YEAR**0.5 * mean / np.where(moving, deviation, 1)

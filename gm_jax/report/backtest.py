@@ -20,6 +20,11 @@ from gm_jax.report.policies import Policy
 
 
 _CHUNK = 4096  # spans are padded to whole chunks, so that few lengths need a compilation
+_WRAP = 2**31  # cents; no bar moves an account that far, an int32 that overflows jumps by 2^32
+_OUT_OF_RANGE = (
+    "The ledger does not add up: the account left the range of int32 cents ($21 million). "
+    "Set a smaller start_equity_usd or max_contracts."
+)
 CLOSED = ("", "drawdown limit", "ruin", "margin call")
 
 
@@ -70,10 +75,7 @@ class Ledger:
         """
         equity = self.start_equity + np.cumsum(self.gross - self.cost)
         if not np.array_equal(equity[:-1], self.equity[1:]) or equity[-1] != self.final_equity:
-            raise UserError(
-                "The ledger does not add up: the account left the range of int32 cents "
-                "($21 million). Set a smaller start_equity_usd or max_contracts."
-            )
+            raise UserError(_OUT_OF_RANGE)
         return self
 
 
@@ -122,11 +124,17 @@ def backtest_many(
         market: bars on the device.
         params: of the environment.
         team: how decisions become orders.
+
+    Raises:
+        UserError: an account left the range of int32 cents.
     """
     count = span[1] - span[0]
     run = partial(_curves, policy, team, _padded(count), axes)
     equity, final = jax.device_get(run(data, jnp.int32(span[0]), jnp.int32(count), market, params))
-    return np.append(equity[:, :count], final[:, None], axis=1).astype(np.int64)
+    curves = np.append(equity[:, :count], final[:, None], axis=1).astype(np.int64)
+    if np.abs(np.diff(curves)).max(initial=0) > _WRAP:
+        raise UserError(_OUT_OF_RANGE)
+    return curves
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

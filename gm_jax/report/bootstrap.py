@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ MEAN_BLOCK = 5.0  # sessions: a week
 LEVEL = 0.95
 
 
+@lru_cache(maxsize=4)
 def stationary_bootstrap(
     sessions: int, draws: int = DRAWS, mean_block: float = MEAN_BLOCK, seed: int = 0
 ) -> np.ndarray:
@@ -34,7 +36,9 @@ def stationary_bootstrap(
     start = rng.integers(sessions, size=(draws, sessions))
     position = np.arange(sessions)
     block = np.maximum.accumulate(np.where(begins, position, 0), axis=1)
-    return (np.take_along_axis(start, block, axis=1) + position - block) % sessions
+    rows = (np.take_along_axis(start, block, axis=1) + position - block) % sessions
+    rows.flags.writeable = False  # shared by every figure of these sessions
+    return rows
 
 
 def interval(

@@ -58,7 +58,19 @@ def sharpe_ratio(returns: np.ndarray) -> float | None:
     """
     if len(returns) < MIN_SESSIONS or not returns.std() > STILL:
         return None
-    return float(SESSIONS_A_YEAR**0.5 * returns.mean() / returns.std(ddof=1))
+    return float(sharpe_ratios(returns))
+
+
+def sharpe_ratios(returns: np.ndarray) -> np.ndarray:
+    """Return the Sharpe ratio along the last axis, [...] f64; an account at rest counts as 0.
+
+    Args:
+        returns: [..., sessions], at least two.
+    """
+    deviation = returns.std(axis=-1, ddof=1)
+    moves = deviation > STILL
+    mean = np.where(moves, returns.mean(axis=-1), 0)
+    return SESSIONS_A_YEAR**0.5 * mean / np.where(moves, deviation, 1)
 
 
 def max_drawdown(equity: np.ndarray) -> float:

@@ -54,7 +54,7 @@ def legal(state: State, actions: Array, market: Market, params: EnvParams, team:
 def flat(data: Any, state: State, market: Market, params: EnvParams, team: Team) -> Array:
     """Hold nothing."""
     del data
-    return buy_and_hold(jnp.zeros_like(state.position), state, market, params, team)
+    return buy_and_hold(jnp.int32(0), state, market, params, team)
 
 
 def buy_and_hold(
@@ -62,7 +62,7 @@ def buy_and_hold(
 ) -> Array:
     """Hold `contracts` throughout."""
     del market
-    return team.follow(state, contracts, jnp.zeros_like(params.allow_short), params)
+    return team.follow(state, contracts, jnp.bool_(False), params)
 
 
 def random(key: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:

@@ -85,12 +85,28 @@ def fit_oracle(setup: Setup) -> policies.Bayes | None:
 
 
 def _sizes(below: str, settings: Settings) -> Iterator[tuple[int, int]]:
-    """Yield what the oracle may hold while its belief is high, and while it is low, contracts."""
-    for high in range(1, settings.max_contracts + 1):
+    """Yield what the oracle may hold while its belief is high, and while it is low, contracts.
+
+    Whole numbers of small lots: `follow` reaches each from each.
+    """
+    small = settings.lots_small
+    for high in range(small, settings.max_contracts + 1, small):
         if below == "less":
-            yield from ((high, low) for low in range(high + 1))
+            yield from ((high, low) for low in range(0, high + 1, small))
         else:
             yield high, -high if below == "short" and settings.allow_short else 0
+
+
+def _why_none(setup: Setup) -> str:
+    """Say why there is no oracle."""
+    world = setup.loaded.world
+    if world is None:
+        return "the best policy is known on generated markets only"
+    if world.flat_is_best:
+        return "nothing can be earned here: flat is best"
+    if world.belief is None:
+        return "no best policy is known for this market"
+    return "the training split is too short to choose its band and size"
 
 
 def evaluate(
@@ -107,7 +123,8 @@ def evaluate(
     notional = setup.loaded.bars.close[span[0]] * settings.point_value_usd
     unlevered = round(settings.start_equity_usd / notional)
     unlevered = min(max(unlevered, settings.lots_small), most)
-    same = round(report["exposure"] * most)
+    lot = settings.lots_small
+    same = lot * min(round(report["exposure"] * most / lot), most // lot)  # what verbs can reach
     run = partial(_run, setup, span)
     ledgers = {
         "team": team,
@@ -127,6 +144,7 @@ def evaluate(
         "baselines": baselines,
         "oracle_sharpe": best_known,
         "oracle_share": share,
+        "oracle_reason": None if oracle is not None else _why_none(setup),
         "agent_contributions": contributions(
             team_policy(setup.config),
             networks.actor,

@@ -11,7 +11,7 @@ import numpy as np
 
 from gm_jax.config import change
 from gm_jax.errors import UserError
-from gm_jax.market import features
+from gm_jax.market import features, regimes
 from gm_jax.market.data_report import iso
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
 from gm_jax.run.setup import Setup, prepare
@@ -41,6 +41,10 @@ def model_config(setup: Setup, source: Source) -> dict[str, Any]:
         "features": features.describe(settings.features),
         "scaler": {"mean": np.asarray(setup.market.mean), "scale": np.asarray(setup.market.scale)},
         "warmup_bars": setup.warmup,
+        "unlabelled_bars": {
+            name: regimes.unlabelled(length, len(bars))
+            for name, length in regimes.windows(settings.features).items()
+        },
         "episode_length": setup.episode_length,
         "settings": settings.to_json(),
         "source": asdict(absolute(source)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import jax.numpy as jnp
@@ -63,7 +63,12 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
     episode, rollout = arrays.window_length(loaded.bars, parts.train, settings)
     # what fits the bars is held to the same rules as what was asked for
     fitted = settings.replace(episode_length=episode, rollout_length=rollout)
-    warnings = [*loaded.warnings, *_doubts(settings, loaded.bars, parts, episode, rollout)]
+    market = arrays.build_market(loaded.bars, settings, parts.train, episode)
+    warnings = [
+        *loaded.warnings,
+        *_doubts(settings, loaded.bars, parts, episode, rollout),
+        *_still(settings.features, np.asarray(market.features), parts),
+    ]
     first, steps = split.segments(loaded.bars, parts.validation, MAX_SEGMENTS)
     return Setup(
         system=system,
@@ -72,7 +77,7 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
         split=parts,
         warmup=warmup,
         episode_length=episode,
-        market=arrays.build_market(loaded.bars, settings, parts.train, episode),
+        market=market,
         params=arrays.env_params(settings, episode),
         config=static_config(system, fitted),
         hyper=hyper(settings, episode // rollout),
@@ -107,6 +112,17 @@ def _doubts(
             f"The leverage limit admits {cap:.2f} contracts at the training bars' median price, "
             f"less than lots_small {settings.lots_small}: hardly anything can be bought."
         )
+
+
+def _still(names: Sequence[str], values: np.ndarray, parts: Split) -> Iterator[str]:
+    """Yield the features that training cannot teach anything about."""
+    first, end = parts.train
+    for name, spread in zip(names, np.ptp(values[first:end], axis=0), strict=True):
+        if spread == 0:
+            yield (
+                f"{name} is the same in all {end - first:,} training bars: nothing is learnt from "
+                "it, and later it may move. Give more bars or shorter lengths, or leave it out."
+            )
 
 
 def static_config(system: System, settings: Settings) -> Config:

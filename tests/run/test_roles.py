@@ -1,4 +1,7 @@
-"""Roles earn their place: each agent's contribution on a world made for it, after training."""
+"""Roles earn their place: each agent's contribution on a world made for it, after training.
+
+One seed each, chosen for an early and clear answer; README tells how other seeds end.
+"""
 
 from types import ModuleType
 

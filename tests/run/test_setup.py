@@ -40,6 +40,7 @@ def test_scaler_of_training_bars_leaves_constants_alone():
     seen = np.asarray(setup.market.features)[first:end]
     deviation = seen.std(axis=0)
     assert deviation[1] == 0  # no window of 5,520 bars is full in training
+    assert [w.split()[0] for w in setup.warnings] == ["crisis_5520"]
     np.testing.assert_allclose(setup.market.scale, np.where(deviation, deviation, 1), rtol=1e-5)
     np.testing.assert_allclose(setup.market.mean, seen.mean(axis=0), atol=1e-5)
 
