@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from gm_jax.cli_base import (
 )
 from gm_jax.errors import UserError
 from gm_jax.market.files import existing
+from gm_jax.run.signals import handled, interrupt
 from gm_jax.settings import Settings
 
 
@@ -49,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its status: 0 fine, 1 failed, 2 to be mended, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        status, result = arguments.run(arguments)
+        with handled(interrupt, signal.SIGTERM):
+            status, result = arguments.run(arguments)
     except UserError as error:
         print(f"gm-jax: {error}", file=sys.stderr)
         return MISTAKE
-    except KeyboardInterrupt:
-        print("gm-jax: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"gm-jax: interrupted by {str(error) or signal.SIGINT.name}", file=sys.stderr)
         return INTERRUPTED
     if arguments.json and result is not None:
         from gm_jax.run.directory import to_json

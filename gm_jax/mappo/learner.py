@@ -118,7 +118,7 @@ def iterate(
 
     state, metrics = jax.lax.scan(rollout_and_update, state, None, length=config.num_rollouts)
     ratio_error = metrics.pop("ratio_error").max(0)
-    metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+    metrics = jax.tree.map(lambda x: x.mean(0), metrics) | sizes(state.networks)
     state = state.replace(iteration=state.iteration + 1)
     due = (state.iteration % hyper.validate_every == 0) | (state.update >= hyper.num_updates)
     score, sharpe = jax.lax.cond(
@@ -156,6 +156,21 @@ def update(
         "cost_usd": rollout.cost.astype(jnp.float32).mean() * window / 100,
     }
     return state, metrics
+
+
+def sizes(nets: Networks) -> Metrics:
+    """Return norms of the parameters and the scale of returns: finite only if all of them are."""
+
+    def norm(tree: Any) -> Array:
+        return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+
+    mean, deviation = value_norm.moments(nets.value_norm)
+    return {
+        "actor_norm": jax.vmap(norm)(nets.actor),
+        "critic_norm": norm(nets.critic),
+        "return_mean": mean,
+        "return_std": deviation,
+    }
 
 
 def prepare(

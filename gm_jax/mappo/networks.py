@@ -63,7 +63,8 @@ def _mlp(config: Config, outputs: int, output_scale: float) -> MLP:
 def init(key: Array, network: MLP, inputs: int, copies: int) -> Any:
     """Return parameters of `copies` networks, stacked on a leading axis."""
     keys = jax.random.split(key, copies)
-    return jax.vmap(lambda k: network.init(k, jnp.zeros(inputs)))(keys)
+    # one after another: jaxlib's batched QR decompositions can block each other on two cores
+    return jax.lax.map(lambda k: network.init(k, jnp.zeros(inputs)), keys)
 
 
 def init_actors(key: Array, config: Config, inputs: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ def _figure(rows: int) -> tuple[Figure, Sequence[Any]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making its folder."""
+    """Write a figure as PNG, whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=120)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(picture.getvalue())
+    part.replace(path)
 
 
 def learning_curve(history: Sequence[Mapping[str, Any]], title: str) -> Figure:

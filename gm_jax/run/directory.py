@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +22,26 @@ from gm_jax.errors import UserError
 
 
 SCHEMA_VERSION = 1
+LOCK = ".lock"
+PART = ".part"  # ends the name of what is not whole yet
+
+
+class WriteError(UserError):
+    """A file of a run cannot be written: a full disk, lost rights."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where writing it fails.
+
+    Raises:
+        WriteError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or path).removesuffix(PART)
+        raise WriteError(f"Cannot write {name}: {error.strerror or error}.") from error
 
 
 class RunDirectory:
@@ -27,6 +52,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.plots = path / "plots"
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, system: str, out: Path | None) -> RunDirectory:
@@ -38,22 +64,27 @@ class RunDirectory:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         path = out or Path("exports") / f"{stamp}-{system}"
         number = 1
-        while out is None and path.exists():
+        while not _make(path, exist_ok=out is not None):
             number += 1
             path = path.with_name(f"{stamp}-{number}-{system}")
+        directory = cls(path)
+        directory._require_empty()
         try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+            directory.lock()
+            directory._require_empty()  # nor was another run here before the lock
+        except UserError:
+            directory.release()
+            raise
+        return directory
+
+    def _require_empty(self) -> None:
+        found = {path.name for path in self.path.iterdir()} - {LOCK}
+        if found:
+            hint = f", or go on with it by --resume {self.path}"
             raise UserError(
-                f"Cannot make the run directory {path}: {error.strerror}. Name a folder that can "
-                "be written with --out."
-            ) from error
-        if any(path.iterdir()):
-            raise UserError(
-                f"The run directory {path} is not empty; name another with --out, or go on with "
-                f"it by --resume {path}."
+                f"The run directory {self.path} is not empty; name another with --out"
+                f"{hint if 'model_config.json' in found else ''}."
             )
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -63,8 +94,58 @@ class RunDirectory:
             UserError: it is none.
         """
         if not (path / "model_config.json").is_file():
-            raise UserError(f"{path} is no run directory: it has no model_config.json.")
+            raise UserError(
+                f"{path} is no run directory: it has no model_config.json, which a run writes "
+                "after its first checkpoint. There is nothing to resume; start a run with "
+                "`gm-jax train`."
+            )
         return cls(path)
+
+    def lock(self) -> None:
+        """Hold the directory until `release` or the end of the process, kill -9 included.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with writing(self.path / LOCK):
+            handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(handle, 20).decode() or "unknown"
+            os.close(handle)
+            raise UserError(
+                f"{self.path} is in use by another run (process {holder}). Wait for its end, or "
+                "stop it by Ctrl-C or SIGTERM, which saves; then try again."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                os.close(handle)
+                raise
+            print(
+                f"warning: {self.path} lies on a file system without locks; let no second run "
+                "use it",
+                file=sys.stderr,
+            )
+        self._lock = handle
+        with writing(self.path / LOCK):
+            os.ftruncate(handle, 0)
+            os.write(handle, str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Let go of the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def clean(self) -> None:
+        """Remove what was left half-written; what resists is not taken for whole anyway."""
+        for part in [*self.path.rglob(f"*{PART}")]:
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    part.unlink()
 
     def config(self) -> dict[str, Any]:
         """Read model_config.json.
@@ -91,16 +172,14 @@ class RunDirectory:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file atomically."""
-        target = self.path / name
-        part = target.with_suffix(".part")
-        part.write_text(to_json(content, indent=2) + "\n")
-        os.replace(part, target)
+        write_whole(self.path / name, to_json(content, indent=2) + "\n")
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append a line per iteration."""
-        with self.metrics.open("a") as file:
+        """Append a line per iteration; those that a checkpoint follows outlast a power cut."""
+        with writing(self.metrics), self.metrics.open("a") as file:
             file.writelines(to_json(row) + "\n" for row in rows)
             file.flush()
+            os.fsync(file.fileno())
 
     def history(self) -> list[dict[str, Any]]:
         """Read the metrics of every iteration so far; a half-written last line is left out.
@@ -119,9 +198,36 @@ class RunDirectory:
     def cut_metrics(self, iteration: int) -> None:
         """Drop the lines past an iteration: the run goes on from there."""
         kept = [row for row in self.history() if row["iteration"] <= iteration]
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(to_json(row) + "\n" for row in kept))
-        os.replace(part, self.metrics)
+        write_whole(self.metrics, "".join(to_json(row) + "\n" for row in kept))
+
+
+def _make(path: Path, exist_ok: bool) -> bool:
+    """Make a folder; return False where there is one that may not be used."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok:
+            return False
+        raise UserError(
+            f"Cannot make the run directory {path}: {error.strerror}. Name a folder that can "
+            "be written with --out."
+        ) from error
+    return True
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, power cuts included.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    part = path.with_name(path.name + PART)
+    with writing(path):
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
 
 
 def to_json(content: Any, indent: int | None = None) -> str:

@@ -80,8 +80,13 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         raise UserError(f"The source in {directory.path}/model_config.json: {error}.") from error
     loaded = load(source, settings, system.minutes)
     if loaded.digest != config["data_sha256"]:
+        mend = (
+            "put the original file back"
+            if source.data
+            else "put source, market_bars and market_parameters in model_config.json back"
+        )
         raise UserError(
             f"{source.label} is not what this run was trained on (SHA-256 {loaded.digest[:12]}…, "
-            f"expected {config['data_sha256'][:12]}…); put the original file back."
+            f"expected {config['data_sha256'][:12]}…); {mend}."
         )
     return prepare(system, settings, loaded), source

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
+import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -20,11 +19,12 @@ from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import Metrics, TrainState
 from gm_jax.run.checkpoint import Checkpoints
-from gm_jax.run.directory import RunDirectory
+from gm_jax.run.directory import RunDirectory, WriteError, writing
 from gm_jax.run.progress import Progress, memory_bytes, say
 from gm_jax.run.record import model_config, reopen
 from gm_jax.run.results import write_results
 from gm_jax.run.setup import MAX_INTERVAL, Setup, prepare
+from gm_jax.run.signals import first_is_a_wish
 from gm_jax.run.source import Source, load
 from gm_jax.settings import Settings
 from gm_jax.systems import System
@@ -34,8 +34,11 @@ INTERVAL_SECONDS = 2.0  # how long one launch should take: what Ctrl-C and the s
 SAVE_SECONDS = 20.0  # at most this much work is lost to a power cut
 
 
+UNDEFINED = ("selection_score", "validation_sharpe")  # NaN where there was nothing to score
+
+
 class NotFiniteError(Exception):
-    """A loss or reward became NaN or infinite."""
+    """A reward, a loss or the networks became NaN or infinite."""
 
 
 @dataclass
@@ -51,18 +54,38 @@ class Run:
     trained_steps: int = 0
     interrupted: bool = False
 
+    def kept(self) -> str:
+        """Say what a run that ends here has kept."""
+        path = self.directory.path
+        return (
+            f"The checkpoint of iteration {self.checkpoints.newest} is kept; go on with "
+            f"`gm-jax train {self.setup.system.name} --resume {path}`."
+        )
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.checkpoints.close()
+        self.directory.release()
+
 
 def start(system: System, settings: Settings, source: Source, out: Path | None) -> Run:
     """Prepare a new run and its directory."""
     loaded = load(source, settings, system.minutes)
     setup = prepare(system, settings, loaded)
     directory = RunDirectory.create(system.name, out)
-    directory.write("model_config.json", model_config(setup, source))
-    state = learner.init_state(
-        jax.random.key(settings.seed), setup.market, setup.params, setup.config
-    )
-    checkpoints = Checkpoints(directory.checkpoints, create=True)
-    checkpoints.save(state)
+    try:
+        state = learner.init_state(
+            jax.random.key(settings.seed), setup.market, setup.params, setup.config
+        )
+        checkpoints = Checkpoints(directory.checkpoints)
+        checkpoints.save(setup, state)
+        directory.write("model_config.json", model_config(setup, source))
+    except BaseException as error:
+        directory.release()
+        shutil.rmtree(directory.path, ignore_errors=True)  # nothing in it is worth going on with
+        if isinstance(error, WriteError):
+            raise UserError(f"{error} Nothing was begun; name another folder by --out.") from error
+        raise
     return Run(directory, setup, state, checkpoints)
 
 
@@ -78,6 +101,16 @@ def resume(path: Path, system: System | None = None, num_episodes: int | None = 
         UserError: no run, another system, other data, a checkpoint that does not fit, too short.
     """
     directory = RunDirectory.open(path)
+    try:
+        directory.lock()
+        return _take_up(directory, system, num_episodes)
+    except BaseException:
+        directory.release()
+        raise
+
+
+def _take_up(directory: RunDirectory, system: System | None, num_episodes: int | None) -> Run:
+    path = directory.path
     setup, source = reopen(directory)
     if system not in (None, setup.system):
         name = setup.system.name
@@ -86,87 +119,91 @@ def resume(path: Path, system: System | None = None, num_episodes: int | None = 
         settings = setup.settings.replace(num_episodes=num_episodes)
         setup = prepare(setup.system, settings, setup.loaded)
     checkpoints = Checkpoints(directory.checkpoints)
-    state = checkpoints.restore(setup)
-    done = int(state.iteration)
+    run = Run(directory, setup, checkpoints.restore(setup), checkpoints)
+    done = int(run.state.iteration)
     if done > setup.settings.num_episodes:
-        raise UserError(f"{path} has already done {done} iterations, more than {num_episodes}.")
+        wanted = setup.settings.num_episodes
+        raise UserError(f"{path} has already done {done} iterations, more than {wanted}.")
     directory.history()  # readable, before anything is written
-    directory.write("model_config.json", model_config(setup, source))
-    directory.cut_metrics(done)
-    return Run(directory, setup, state, checkpoints)
+    with _kept(run), writing(path):
+        directory.clean()
+        checkpoints.cut(done)
+        directory.write("model_config.json", model_config(setup, source))
+        directory.cut_metrics(done)
+    return run
+
+
+@contextmanager
+def _kept(run: Run) -> Iterator[None]:
+    """Say what is kept of a run that cannot be written to or is interrupted."""
+    try:
+        yield
+    except WriteError as error:
+        run.directory.clean()
+        raise UserError(f"{error} {run.kept()}") from error
+    except KeyboardInterrupt:
+        say(run.kept())
+        raise
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train to the planned end, or to the first Ctrl-C, then evaluate and report.
+    """Train to the planned end, or to the first SIGINT or SIGTERM, then evaluate and report.
 
     Returns:
         The summary of `train --json`.
 
     Raises:
-        NotFiniteError: a loss became NaN; the last good state is kept.
+        NotFiniteError: a reward, a loss or a network became NaN; the last good state is kept.
+        UserError: a file cannot be written; the last checkpoint is kept.
     """
     began = time.monotonic()
-    setup, total = run.setup, run.setup.settings.num_episodes
-    for warning in setup.warnings:
+    for warning in run.setup.warnings:
         say(f"warning: {warning}")
+    try:
+        with _kept(run):
+            _iterate(run)
+            return finish(run, began)
+    finally:
+        run.close()
+
+
+def _iterate(run: Run) -> None:
+    """Compile once; launch intervals, log and save until the end or a signal."""
+    setup, total, began = run.setup, run.setup.settings.num_episodes, time.monotonic()
+    done = int(run.state.iteration)
+    if done == total:  # only the results were missing
+        return
     arguments = (setup.market, setup.params, setup.hyper, setup.segments)
     compiled = learner.train.lower(
         run.state, jnp.int32(1), *arguments, config=setup.config
     ).compile()
     run.compile_seconds = time.monotonic() - began
-    done, count, saved = int(run.state.iteration), 1, time.monotonic()
-    progress = Progress(done, total)
-    with _first_interrupt() as interrupted:
+    count, saved = 1, time.monotonic()
+    with first_is_a_wish() as interrupted, closing(Progress(done, total)) as progress:
         while done < total and not interrupted():
             tick = time.monotonic()
             run.state, metrics = compiled(run.state, jnp.int32(count), *arguments)
             metrics = jax.device_get(metrics)
             seconds = time.monotonic() - tick
             rows = metric_rows(setup, metrics, done, count, seconds)
-            _require_finite(rows, run.directory)
             run.directory.append_metrics(rows)
+            _require_finite(rows, run.checkpoints)
             run.train_seconds += seconds
             run.trained_steps += count * setup.episode_length * setup.config.num_envs
             done += count
             progress.update(rows)
-            if time.monotonic() - saved > SAVE_SECONDS or done == total or interrupted():
-                run.checkpoints.save(run.state)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                run.checkpoints.save(setup, run.state)
                 saved = time.monotonic()
             count = _next_count(count, seconds, total - done)
+        run.checkpoints.save(setup, run.state)
         run.interrupted = interrupted()
-    progress.close()
-    run.checkpoints.save(run.state)
-    run.checkpoints.close()
-    return finish(run, began)
 
 
 def _next_count(count: int, seconds: float, left: int) -> int:
     """Return how many iterations the next launch runs: the results do not depend on it."""
     wanted = round(count * INTERVAL_SECONDS / max(seconds, 1e-3))
     return max(1, min(wanted, 2 * count, MAX_INTERVAL, left))
-
-
-@contextmanager
-def _first_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a wish to end after the interval; the second ends at once."""
-    seen = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
-            raise KeyboardInterrupt
-        seen = True
-        say("Interrupted: saving after this interval; Ctrl-C again to stop at once.")
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread, as under some notebooks: theirs stays
-        yield lambda: False
-        return
-    try:
-        yield lambda: seen
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def metric_rows(
@@ -193,7 +230,7 @@ def metric_rows(
                 row[name] = dict(zip(setup.system.agents, map(float, value), strict=True))
             else:
                 number = float(value)
-                row[name] = number if math.isfinite(number) else None
+                row[name] = None if name in UNDEFINED and math.isnan(number) else number
         row |= {
             "episodes_per_minute": 60 * count * setup.config.num_envs / seconds,
             "env_steps_per_second": count * steps / seconds,
@@ -203,22 +240,33 @@ def metric_rows(
     return rows
 
 
-def _require_finite(rows: list[dict[str, Any]], directory: RunDirectory) -> None:
-    names = ("reward", "actor_loss", "critic_loss", "entropy")
-    values = ((row, name, *item) for row in rows for name in names for item in row[name].items())
-    for row, name, agent, value in values:
-        if not math.isfinite(value):
-            raise NotFiniteError(
-                f"Iteration {row['iteration']}: {name} of {agent} is {value}. The last good state "
-                f"is kept in {directory.checkpoints}; a smaller lr_actor or lr_critic usually "
-                "mends it."
-            )
+def _require_finite(rows: list[dict[str, Any]], checkpoints: Checkpoints) -> None:
+    for row in rows:
+        for what, number, mend in _numbers(row):
+            if not math.isfinite(number):
+                raise NotFiniteError(
+                    f"Iteration {row['iteration']}: {what} is {number}; {mend}. The last good "
+                    f"state, of iteration {checkpoints.newest}, is kept in {checkpoints.directory}."
+                )
+
+
+def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """Yield (what it is, number, what to do if it is none), causes before effects."""
+    bars, rates = "look at the reward's weights and the bars", "try a smaller lr_actor or lr_critic"
+    yield from ((f"the reward term {term}", x, bars) for term, x in row["terms"].items())
+    yield from ((f"the reward of {agent}", x, bars) for agent, x in row["reward"].items())
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from ((f"{name} of {agent}", x, rates) for agent, x in value.items())
+        elif value is not None:
+            yield name, value, rates
 
 
 def finish(run: Run, began: float) -> dict[str, Any]:
     """Evaluate, write the statistics and return the summary of `train --json`."""
     setup, best = run.setup, run.state.best
-    write_results(run.directory, setup, run.state)
+    with writing(run.directory.path):
+        write_results(run.directory, setup, run.state)
     sharpe, score = float(best.sharpe), float(best.score)
     rate = run.trained_steps / run.train_seconds if run.train_seconds else None
     summary = {

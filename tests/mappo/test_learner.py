@@ -39,6 +39,19 @@ def test_ratio_is_one_at_the_first_minibatch(critic):
     assert metrics["approx_kl"][0].max() > 0  # and the policy did move afterwards
 
 
+def test_initialisation_decomposes_one_matrix_at_a_time():
+    """Batched QR decompositions that run side by side can block each other for good."""
+    setup = planted_setup()
+    program = str(
+        jax.make_jaxpr(learner.init_state, static_argnums=3)(
+            jax.random.key(0), setup.market, setup.params, setup.config
+        )
+    )
+    decomposed = re.findall(r"^ *\w+:f32\[([\d,]+)\] .*= (?:qr|geqrf)\[", program, re.MULTILINE)
+    assert decomposed
+    assert all(shape.count(",") == 1 for shape in decomposed), decomposed
+
+
 def test_no_masked_action_in_a_million():
     """500 rollouts of 8 · 50 steps with three agents, and masks that do forbid something."""
     setup = planted_setup(num_envs=64, rollout_length=100, allow_short=True)

@@ -176,7 +176,7 @@ def test_parameters_work_up_to_their_bounds(market, name, limit):
 def test_every_market_says_what_it_tests_and_what_is_best():
     for market, recipe in MARKETS.items():
         text = describe(market)
-        assert text.startswith(f"{market}: {recipe.tests}\nBest: {recipe.best}\n")
+        assert text.startswith(f"{market}: {recipe.tests} Best: {recipe.best}\n")
         assert all(f"  {name} = " in text for name in recipe.parameters)
         assert all(sentence.endswith(".") for sentence in (recipe.tests, recipe.best))
     assert "  kappa = 0.12 (0.25 at 30 minutes): size of the drift" in describe("planted")
