@@ -37,6 +37,7 @@ class LongTeam:
     """Three agents; the position is 1, or with `chosen` 1 where the first agent does not HOLD."""
 
     AGENTS, ACTIONS, TERMS = tactical.AGENTS, tactical.ACTIONS, tactical.TERMS
+    NEUTRAL = tactical.NEUTRAL
     initial, random = staticmethod(tactical.initial), staticmethod(tactical.random)
     role_values, stopped = staticmethod(tactical.role_values), staticmethod(tactical.stopped)
     follow = staticmethod(tactical.follow)

@@ -125,6 +125,10 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         ({"parameters": {"duration": "long"}}, "duration='long'"),
         ({"parameters": {"seed": 3}}, "no parameter 'seed'"),
         ({"minutes": 15}, "minutes=15: .* 5 or 30"),
+        (
+            {"market": "two_state", "parameters": {"drift_up": -1.0}},
+            "drift_up=-1 is below drift_down=-0.12: .* favourable state, exchange",
+        ),
         ({"bars": 0}, "bars=0"),
         ({"bars": 1e3}, "bars=1000.0: expected a whole number"),
         ({"bars": 10**9}, "bars=1000000000"),
@@ -163,7 +167,8 @@ def test_parameters_work_up_to_their_bounds(market, name, limit):
     try:
         world = generate(market, bars=700, minutes=5, seed=0, parameters=parameters)
     except UserError as error:
-        assert "price leaves" in str(error) and name.startswith(("drift", "kappa"))
+        exchanged = name.startswith("drift") and "favourable" in str(error)
+        assert exchanged or ("price leaves" in str(error) and name.startswith(("drift", "kappa")))
         return
     b = world.bars
     assert np.all(np.isfinite([b.open, b.high, b.low, b.close])) and b.low.min() > 0
