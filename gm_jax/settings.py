@@ -165,6 +165,8 @@ def _out_of_range(s: Settings) -> Iterator[tuple[str, str]]:
         yield "initial_neutral", "a probability between 0 and 1"
     if not s.features:
         yield "features", "at least one feature name"
+    if len(set(s.features)) < len(s.features):
+        yield "features", "each name once"
 
 
 def _at_odds(s: Settings) -> Iterator[tuple[str, str]]:

@@ -56,6 +56,7 @@ def test_set_reads_text_by_the_type_of_its_setting(text, key, value):
         ("rollout_length=300", "expected a divisor of episode_length 1000"),
         ("num_minibatches=7", "expected a divisor of num_envs"),
         ("split=[0.5,0.5]", "expected three shares"),
+        ("features=[rsi_14,rsi_14]", "expected each name once"),
         ("lots_large=9", "expected between lots_small 1 and max_contracts 6"),
         ("start_equity_usd=1e7", "expected at most 2,684,355"),
         ("point_value_usd=0.123", "whole cents"),

@@ -40,6 +40,9 @@ def evaluate_run(
     """
     if source is not None and split not in (None, "all"):
         raise UserError(f"--split {split} belongs to the run's own data; --data is used whole.")
+    read = Path(source.data) if source is not None and source.data else None
+    if ledger is not None and read is not None and ledger.exists() and ledger.samefile(read):
+        raise UserError(f"--ledger {ledger} is the file of bars itself; name another.")
     directory = RunDirectory.open(path)
     trained, own_source = record.reopen(directory)
     checkpoints = Checkpoints(directory.checkpoints)

@@ -188,6 +188,15 @@ def test_bench_measures_shares(capsys):
     assert all(np.isfinite(v) and v > 0 for v in result.values() if isinstance(v, float))
 
 
+def test_a_ledger_never_replaces_the_bars(capsys, trained, tmp_path):
+    bars = tmp_path / "bars.csv"
+    bars.write_text("Date,Open\n")
+    status, out, err = run(capsys, "evaluate", trained, "--data", bars, "--ledger", bars)
+    assert (status, out) == (2, "")
+    assert "is the file of bars itself" in err
+    assert bars.read_text() == "Date,Open\n"
+
+
 def test_baselines_stand_beside_the_team_for_a_person(capsys, trained):
     _, out, _ = run(capsys, "evaluate", trained)
     assert all(word in out for word in ("team", "buy and hold", "random", "oracle_sharpe"))
