@@ -69,6 +69,7 @@ def without(agent):
     return team
 
 
+@pytest.mark.slow
 def test_learns_to_buy_what_has_fallen():
     """At least 75 % of the Kalman filter's after-cost Sharpe out of sample, long-only."""
     setup, actor = trained("mean_reverting", 0, {"num_episodes": 32, "ent_coef": 0.003})
