@@ -27,7 +27,7 @@ from gm_jax.cli_base import (
     csv_options,
     show,
 )
-from gm_jax.errors import UserError
+from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.market.files import existing
 from gm_jax.run.signals import handled, interrupt
 from gm_jax.settings import Settings
@@ -97,7 +97,7 @@ def _train(arguments: argparse.Namespace) -> Result:
         run = training.start(system, settings, source, arguments.out)
     try:
         summary = training.train(run)
-    except training.NotFiniteError as error:
+    except NotFiniteError as error:
         say(f"gm-jax: {error}")
         return FAILURE, None
     return INTERRUPTED if run.interrupted else FINE, summary
@@ -105,18 +105,24 @@ def _train(arguments: argparse.Namespace) -> Result:
 
 def _resume(arguments: argparse.Namespace, system: System) -> Run:
     from gm_jax.run import training
+    from gm_jax.run.checkpoint import CHANGEABLE
 
-    changes = config.parse_assignments(arguments.set)
-    fixed = ("data", "market", "config", "seed", "out", "preset", *CSV_FLAGS)
+    changes = config.parse_assignments(arguments.set) | _analyses(arguments)
+    fixed = ("data", "market", "config", "seed", "out", "preset", "strategic", *CSV_FLAGS)
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
-    given += [f"--set {key}" for key in changes if key != "num_episodes"]
+    given += [f"--set {key}" for key in changes if key not in CHANGEABLE]
     if given:
         raise UserError(
             f"--resume goes on with the run's own settings; {given[0]} cannot be changed "
-            "(only --set num_episodes=N can)."
+            f"(only {', '.join(CHANGEABLE)} can, by --set)."
         )
-    episodes = config.change(system.settings, changes, "--set").num_episodes if changes else None
-    return training.resume(arguments.resume, system, episodes)
+    return training.resume(arguments.resume, system, changes)
+
+
+def _analyses(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that stand for flags of their own."""
+    flags = {"walk_forward": arguments.walk_forward, "null_copies": arguments.null}
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def _evaluate(arguments: argparse.Namespace) -> Result:
@@ -182,10 +188,11 @@ def _settings(arguments: argparse.Namespace, system: System) -> Settings:
     """Merge defaults, preset, file, --set and --seed, later ones winning."""
     settings = system.settings
     if arguments.preset == "quick":
-        settings = settings.replace(**config.QUICK)
+        settings = settings.replace(**system.quick)
     if arguments.config:
         settings = config.read_config(arguments.config, system.name, settings)
-    settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
+    sets = config.parse_assignments(arguments.set) | _analyses(arguments)
+    settings = config.change(settings, sets, "--set")
     if arguments.seed is not None:
         settings = config.change(settings, {"seed": arguments.seed}, "--seed")
     return settings
@@ -194,12 +201,14 @@ def _settings(arguments: argparse.Namespace, system: System) -> Settings:
 def _source(arguments: argparse.Namespace, seed: int) -> Source:
     from gm_jax.run.source import Source
 
+    strategic = str(arguments.strategic) if arguments.strategic else None
     if not arguments.data:
         _no_file(arguments)
-        return Source(market=arguments.market or "planted", seed=seed)
+        return Source(market=arguments.market or "planted", seed=seed, strategic=strategic)
     if arguments.market:
         raise UserError("--data and --market exclude each other; give one of them.")
-    return Source(data=str(existing(arguments.data)), **csv_options(arguments))
+    file = str(existing(arguments.data))
+    return Source(data=file, strategic=strategic, **csv_options(arguments))
 
 
 def _no_file(arguments: argparse.Namespace) -> None:
@@ -222,6 +231,14 @@ def _parser() -> _Parser:
     train.add_argument("--seed")
     train.add_argument("--out", type=Path, help="run directory to make")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run")
+    train.add_argument(
+        "--strategic",
+        type=Path,
+        metavar="RUN",
+        help="a strategic run whose position bounds the tactical limit",
+    )
+    train.add_argument("--walk-forward", metavar="K", help="test on K folds, each after its past")
+    train.add_argument("--null", metavar="N", help="train on N copies without direction as well")
     _settings_flags(train)
     csv_flags(train)
 
@@ -230,14 +247,14 @@ def _parser() -> _Parser:
     evaluate.add_argument("--data", type=Path, metavar="CSV", help="another file, used whole")
     evaluate.add_argument("--split", choices=["train", "validation", "test", "all"])
     evaluate.add_argument("--ledger", type=Path, metavar="FILE", help="write a row per bar")
-    evaluate.set_defaults(market=None)
+    evaluate.set_defaults(market=None, strategic=None)
     csv_flags(evaluate)
 
     bench = command(commands, "bench", _bench, "measure speed against the machine's ceiling")
     bench.add_argument("system", metavar="SYSTEM")
     bench.add_argument("--num-envs", metavar="N")
     bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
-    bench.set_defaults(preset=None, seed=None)
+    bench.set_defaults(preset=None, seed=None, walk_forward=None, null=None)
     _settings_flags(bench)
 
     cli_data.add_commands(commands)

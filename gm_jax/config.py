@@ -15,13 +15,6 @@ from gm_jax.errors import UserError
 from gm_jax.settings import INSTRUMENTS, Settings
 
 
-# What a small machine can train in a minute or two; says so by its name.
-QUICK: dict[str, Any] = {
-    "num_episodes": 32,
-    "hidden_sizes": (64, 64),
-}
-
-
 def read_config(path: str | Path, system: str, base: Settings) -> Settings:
     """Return `base` changed by the section `system` of a YAML file.
 

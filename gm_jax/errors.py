@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it in one or two lines and exits with status 2.
     """
+
+
+class NotFiniteError(Exception):
+    """A reward, a loss or the networks became NaN or infinite."""

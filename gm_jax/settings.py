@@ -97,7 +97,15 @@ class Settings:
     # reward, weights of the terms beside the change of equity
     reward_drawdown: float = 0.05
     reward_shortfall: float = 0.1
+    reward_stance: float = 0.5  # bp a nat
     risk_aversion: float = 0.0
+
+    # report
+    target_reward: float = 100.0  # bp a window
+    target_sharpe: float = 2.0
+    target_drawdown: float = 0.15
+    walk_forward: int = 0  # folds, 0 = none
+    null_copies: int = 0  # markets without direction to train on beside, 0 = none
 
     def __post_init__(self) -> None:
         """Refuse what no run could use."""
@@ -116,6 +124,9 @@ class Settings:
         }
 
 
+# what is asked for beside a run: it changes nothing that the run learns
+ANALYSES = ("walk_forward", "null_copies")
+
 _ABOVE_ZERO = (
     *("num_episodes", "episode_length", "num_envs", "rollout_length", "num_minibatches"),
     *("num_epochs", "validate_every", "lots_small", "max_contracts", "market_bars"),
@@ -125,18 +136,22 @@ _ABOVE_ZERO = (
 _NOT_NEGATIVE = (
     *("ent_coef", "ent_coef_final", "purge_bars", "embargo_sessions", "commission_usd"),
     *("spread_ticks_regular", "spread_ticks_other", "impact", "stop_atr", "risk_aversion"),
-    *("reward_drawdown", "reward_shortfall", "layer_norm"),
+    *("reward_drawdown", "reward_shortfall", "reward_stance", "layer_norm"),
+    *ANALYSES,
 )
 _SHARES = (
     *("gamma", "gae_lambda", "value_norm_decay", "daily_loss", "max_drawdown", "ruin"),
-    "maintenance_margin",
+    *("maintenance_margin", "target_drawdown"),
 )
 # what naming an instrument sets: value of a point, commission per contract and side
 INSTRUMENTS = {
     "MNQ": {"point_value_usd": 2.0, "commission_usd": 0.75},
     "NQ": {"point_value_usd": 20.0, "commission_usd": 2.25},
 }
-_MOST = {"spread_ticks_regular": 1_000, "spread_ticks_other": 1_000, "commission_usd": 1_000}
+_MOST = {
+    **{"spread_ticks_regular": 1_000, "spread_ticks_other": 1_000, "commission_usd": 1_000},
+    **{"walk_forward": 50, "null_copies": 10_000},
+}
 _CHOICES = {
     "instrument": tuple(INSTRUMENTS),
     "critic": ("central", "local"),

@@ -19,7 +19,7 @@ def test_shipped_file_states_every_default(name):
 
     section = yaml.safe_load(SHIPPED.read_text())[name]
     assert set(section) == set(SYSTEMS[name].settings.to_json())
-    other = SYSTEMS[name].settings.replace(lr_actor=9.0, allow_short=True, hidden_sizes=(1,))
+    other = SYSTEMS[name].settings.replace(lr_actor=9.0, allow_short=True, hidden_sizes=(1, 1))
     assert config.read_config(SHIPPED, name, other) == SYSTEMS[name].settings
 
 

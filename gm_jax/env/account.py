@@ -50,12 +50,28 @@ def leverage_cap(equity: Array, price: Array, params: EnvParams) -> Array:
 
 def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
     """Return the positions that the limits admit: leverage stops increases, never forces a sale."""
-    cap = leverage_cap(state.equity, market.bars[state.t, CLOSE], params)
+    bar = market.bars[state.t]
+    cap = leverage_cap(state.equity, bar[CLOSE], params)
+    least, most = _mandate(market.mandate[state.t], params)
+    notional = (bar[CLOSE] * params.tick_cents).astype(jnp.float32)
     return Bounds(
         low=jnp.where(params.allow_short, -jnp.maximum(cap, -state.position), 0),
         high=jnp.maximum(cap, state.position),
+        least=least,
+        most=most,
         flat=state.halted | state.closing | (state.closed != OPEN_ACCOUNT),
+        unit=state.equity.astype(jnp.float32) / notional,
+        opens=(bar[FLAGS] & SESSION_START) != 0,
+        signals=market.signals[state.t],
     )
+
+
+def _mandate(shares: Array, params: EnvParams) -> tuple[Array, Array]:
+    """Return least and most contracts from shares of the maximum, [2] f32, rounded to flat."""
+    slack = 1e-4  # a third of six is two, whatever float32 makes of a third
+    contracts = jnp.floor(jnp.abs(shares) * params.max_contracts.astype(jnp.float32) + slack)
+    least, most = contracts.astype(jnp.int32)
+    return jnp.where(params.allow_short, -least, 0), most
 
 
 def order_cost(

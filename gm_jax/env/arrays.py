@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from gm_jax.env.core import Team
 from gm_jax.env.rewards import TERMS
 from gm_jax.env.types import (
     HOLE,
@@ -30,9 +33,20 @@ from gm_jax.settings import Settings
 _SIMULATOR = ("change_std_20", "mean_notional_20", "atr_14")
 
 
-def warmup(names: Sequence[str]) -> int:
-    """Return the first bar at which every feature and every cost is known."""
-    return features.warmup((*names, *_SIMULATOR))
+@dataclass(frozen=True)
+class Measured:
+    """What the simulator reads of bars, before anything is fitted."""
+
+    table: np.ndarray  # [T, 6] i64, see `Market.bars`
+    features: np.ndarray  # [T, F] f64
+    impact: np.ndarray  # [T] f64, ticks
+    atr: np.ndarray  # [T] f64, ticks
+    signals: np.ndarray  # [T, M] f64
+
+
+def warmup(names: Sequence[str], minutes: int, team: Team) -> int:
+    """Return the first bar at which every feature, cost and signal is known."""
+    return features.warmup((*names, *_SIMULATOR, *team.signal_names(minutes)))
 
 
 def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tuple[int, int]:
@@ -55,36 +69,75 @@ def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tup
 
 
 def build_market(
-    bars: Bars, settings: Settings, train: tuple[int, int], episode_length: int
+    bars: Bars,
+    settings: Settings,
+    team: Team,
+    train: tuple[int, int],
+    episode_length: int,
+    mandate: np.ndarray | None = None,
 ) -> Market:
-    """Return the market on the device, with the scaler fitted on the training bars alone.
+    """Return the market on the device, with everything fitted on the training bars alone.
 
     Args:
         bars: T bars.
         settings: `features`, F of them, in the order of the networks' inputs; sizes and money.
+        team: whose signals and law it carries.
         train: half-open range of training bars.
         episode_length: steps of a training window; none contains a hole or a roll.
+        mandate: [T, 2] f64, see `Market.mandate`; everything is admitted without one.
 
     Raises:
         UserError: prices that int32 cents cannot carry.
     """
-    names = settings.features
-    columns = features.compute((*names, *_SIMULATOR), bars)
-    columns[: warmup(names)] = 0
-    values, (deviation, notional, atr) = columns[:, : len(names)], columns[:, len(names) :].T
-    first, end = train
-    scale = values[first:end].std(axis=0)
-    starts = np.flatnonzero(clean_runs(bars, train) >= episode_length)
+    measured = measure(bars, settings, team)
+    everything = np.tile([-1.0, 1.0], (len(bars), 1))
+    fitted = fit(measured, bars, team, train, episode_length)
     return Market(
-        bars=jnp.asarray(_bar_table(bars, settings), dtype=jnp.int32),
-        features=jnp.asarray(values, dtype=jnp.float32),
-        impact=jnp.asarray(_impact(bars, deviation, notional), dtype=jnp.float32),
-        atr=jnp.asarray(atr / bars.tick, dtype=jnp.float32),
-        starts=jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
-        num_starts=jnp.asarray(len(starts), dtype=jnp.int32),
-        mean=jnp.asarray(values[first:end].mean(axis=0), dtype=jnp.float32),
-        scale=jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
+        bars=jnp.asarray(measured.table, dtype=jnp.int32),
+        features=jnp.asarray(measured.features, dtype=jnp.float32),
+        impact=jnp.asarray(measured.impact, dtype=jnp.float32),
+        atr=jnp.asarray(measured.atr, dtype=jnp.float32),
+        signals=jnp.asarray(measured.signals, dtype=jnp.float32),
+        mandate=jnp.asarray(everything if mandate is None else mandate, dtype=jnp.float32),
+        **fitted,
     )
+
+
+def measure(bars: Bars, settings: Settings, team: Team) -> Measured:
+    """Return what the simulator reads of the bars, causal and without any fit.
+
+    Raises:
+        UserError: prices that int32 cents cannot carry.
+    """
+    names, more = settings.features, team.signal_names(bars.minutes)
+    columns = features.compute((*names, *_SIMULATOR, *more), bars)
+    columns[: warmup(names, bars.minutes, team)] = 0
+    values, rest, signals = np.split(columns, [len(names), len(names) + len(_SIMULATOR)], axis=1)
+    deviation, notional, atr = rest.T
+    return Measured(
+        table=_bar_table(bars, settings),
+        features=values,
+        impact=_impact(bars, deviation, notional),
+        atr=atr / bars.tick,
+        signals=signals,
+    )
+
+
+def fit(
+    measured: Measured, bars: Bars, team: Team, train: tuple[int, int], episode_length: int
+) -> dict[str, Any]:
+    """Return the fields of `Market` that depend on where training lies: windows, scaler, law."""
+    first, end = train
+    values = measured.features[first:end]
+    scale = values.std(axis=0)
+    starts = np.flatnonzero(clean_runs(bars, train) >= episode_length)
+    return {
+        "starts": jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
+        "num_starts": jnp.asarray(len(starts), dtype=jnp.int32),
+        "mean": jnp.asarray(values.mean(axis=0), dtype=jnp.float32),
+        "scale": jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
+        "law": team.fit_law(measured.signals, train),
+    }
 
 
 def _bar_table(bars: Bars, settings: Settings) -> np.ndarray:

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gm_jax.env import account, rewards
-from gm_jax.env.ops import select, uniform
+from gm_jax.env.ops import select
 from gm_jax.env.types import (
     CLOSE,
     MARGIN_CALL,
@@ -31,18 +32,25 @@ from gm_jax.env.types import (
 
 
 class Team(Protocol):
-    """What a system's module of roles offers; `env/tactical.py` is one."""
+    """What a system's module of roles offers; `tactical.py` and `strategic.py` are two."""
 
     AGENTS: tuple[str, ...]
     ACTIONS: tuple[str, ...]
     TERMS: dict[str, str]
     NEUTRAL: tuple[tuple[int, ...], ...]
+    RANDOM_BITS: int
 
     def initial(self, params: EnvParams) -> Any:
         """Return the controls at the start."""
 
-    def random(self, bits: Array, params: EnvParams) -> Any:
-        """Draw controls from their whole legal range, by [2] u32 random bits."""
+    def random(self, bits: Array, bounds: Bounds, params: EnvParams) -> tuple[Array, Any]:
+        """Draw position and controls from their whole legal range, by `RANDOM_BITS` u32."""
+
+    def signal_names(self, minutes: int) -> tuple[str, ...]:
+        """Return the features that the team's rules read, for bars of `minutes`."""
+
+    def fit_law(self, signals: np.ndarray, train: tuple[int, int]) -> Any:
+        """Return what reward terms need to know of the training bars; None if nothing."""
 
     def compose(self, state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:
         """Turn [A] decisions into one order."""
@@ -87,15 +95,15 @@ def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
     With `random_start` position and controls come from the whole legal range, so that a long
     backtest meets nothing new; a position so drawn was had at the close, free of charge.
     """
-    bits = jax.random.bits(key, (4,), dtype=jnp.uint32)
+    bits = jax.random.bits(key, (1 + team.RANDOM_BITS,), dtype=jnp.uint32)
     window = (bits[0] % market.num_starts.astype(jnp.uint32)).astype(jnp.int32)
     fresh = start(market.starts[window], params, team)
     price, atr = market.bars[fresh.t, CLOSE], market.atr[fresh.t]
-    highest = account.leverage_cap(params.start_equity, price, params)
-    position = uniform(bits[1], jnp.where(params.allow_short, -highest, 0), highest)
+    bounds = account.bounds(fresh, market, params)
+    position, controls = team.random(bits[1:], bounds, params)
     drawn = fresh.replace(
         position=position,
-        controls=team.random(bits[2:], params),
+        controls=controls,
         stop=account.stop_price(position, price, atr, params),
     )
     return select(params.random_start, drawn, fresh)
@@ -144,7 +152,7 @@ def step(
     controls = select(fill.stopped, team.stopped(order.controls), order.controls)
     after = after.replace(controls=controls)
 
-    seen = rewards.Step(state, after, order, fill, market.bars[state.t + 1])
+    seen = rewards.Step(state, after, order, fill, market)
     shared = rewards.equity(seen, params)
     terms = {name: rewards.TERMS[name](seen, params) for name in team.TERMS}
     reward = jnp.full(len(team.AGENTS), shared - params.risk_aversion * shared**2)

@@ -1,4 +1,4 @@
-"""Two small operations that states need everywhere."""
+"""Small operations that states and teams share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from gm_jax.env.types import Array
+from gm_jax.env.types import Array, EnvParams
 
 
 Tree = TypeVar("Tree")
@@ -28,3 +28,15 @@ def select(condition: Array, chosen: Tree, otherwise: Tree) -> Tree:
 def uniform(bits: Array, low: Array, high: Array) -> Array:
     """Draw a whole number from low to high, both included (i32), from 32 random bits."""
     return low + (bits % (high - low + 1).astype(jnp.uint32)).astype(jnp.int32)
+
+
+def lots_towards(gap: Array, params: EnvParams) -> Array:
+    """Return the verb that leads by `gap` contracts as fast as lots can.
+
+    0 hold, 1 and 2 buy the small and the large lot, 3 and 4 sell them: so in every team.
+    """
+    left = jnp.abs(gap) - params.lots_large  # what the large lot leaves must be none or a lot
+    large = (left == 0) | (left >= params.lots_small)
+    small = jnp.abs(gap) >= params.lots_small
+    size = jnp.where(large, 2, jnp.where(small, 1, 0))
+    return jnp.where((gap < 0) & (size > 0), size + 2, size).astype(jnp.int32)

@@ -1,7 +1,8 @@
-"""Reward terms: what each pays for, in basis points of the start equity.
+"""Reward terms: what each pays for, in basis points of the start equity (`stance` in nats).
 
 None pays for acting or waiting: on a martingale, before costs, `equity` and `shortfall` have mean
-zero whatever is done; `drawdown` only charges for risk that was taken.
+zero whatever is done, `stance` whatever is said that is not known; `drawdown` only charges for risk
+that was taken.
 """
 
 from __future__ import annotations
@@ -11,7 +12,20 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import struct
 
-from gm_jax.env.types import CLOSE, FLAGS, GAP, OPEN, ROLL, Array, EnvParams, Fill, Order, State
+from gm_jax.env import stances
+from gm_jax.env.types import (
+    CLOSE,
+    FLAGS,
+    GAP,
+    OPEN,
+    ROLL,
+    Array,
+    EnvParams,
+    Fill,
+    Market,
+    Order,
+    State,
+)
 
 
 BASIS_POINTS = 1e4
@@ -24,7 +38,12 @@ class Step(struct.PyTreeNode):
     after: State
     order: Order
     fill: Fill
-    bar: Array  # [6] i32, the bar after the decision
+    market: Market
+
+    @property
+    def bar(self) -> Array:
+        """The bar after the decision, [6] i32."""
+        return self.market.bars[self.after.t]
 
 
 def equity(step: Step, params: EnvParams) -> Array:
@@ -57,6 +76,13 @@ def shortfall(step: Step, params: EnvParams) -> Array:
     return -in_bp(drift * params.tick_cents + step.fill.order_cost, params)
 
 
+def stance(step: Step, params: EnvParams) -> Array:
+    """Return how much likelier the next bar is under the stance than without, nats."""
+    del params
+    move = step.market.signals[step.after.t, stances.RETURN]
+    return stances.log_ratio(step.market.law, step.order.controls.stance, move)
+
+
 def in_bp(cents: Array, params: EnvParams) -> Array:
     """Convert cents to basis points of the start equity."""
     scale = BASIS_POINTS / params.start_equity.astype(jnp.float32)
@@ -67,4 +93,5 @@ def in_bp(cents: Array, params: EnvParams) -> Array:
 TERMS: dict[str, Callable[[Step, EnvParams], Array]] = {
     "drawdown": drawdown,
     "shortfall": shortfall,
+    "stance": stance,
 }

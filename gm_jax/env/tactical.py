@@ -4,15 +4,17 @@ Controls are a desired position D and a limit L. In one step
 1. `risk`:      L := clip(L ± lots, 0, max)
 2. `tactical`:  D := clip(D ± lots, lo·L, L)       (lo = −1 with shorts, else 0)
 3. |p| > L: the excess is traded whatever execution says; R := D − p
+   (a mandate, such as that of a strategic run, bounds D and p like L)
 4. `execution`: with R's sign SMALL trades one contract, LARGE all of R; otherwise nothing.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from gm_jax.env.ops import uniform
+from gm_jax.env.ops import lots_towards, uniform
 from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 
 
@@ -23,6 +25,7 @@ HOLD, BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE = range(5)
 NEUTRAL: tuple[tuple[int, ...], ...] = ((HOLD,), (HOLD,), (BUY_LARGE, SELL_LARGE))
 # reward terms beside the shared change of equity, by the agent that receives them
 TERMS: dict[str, str] = {"drawdown": "risk", "shortfall": "execution"}
+RANDOM_BITS = 3
 
 
 class Controls(struct.PyTreeNode):
@@ -37,16 +40,30 @@ def initial(params: EnvParams) -> Controls:
     return Controls(jnp.zeros_like(params.max_contracts), params.max_contracts)
 
 
-def random(bits: Array, params: EnvParams) -> Controls:
-    """Draw controls from their whole legal range.
+def random(bits: Array, bounds: Bounds, params: EnvParams) -> tuple[Array, Controls]:
+    """Draw position and controls from their whole legal range.
 
     Args:
-        bits: [2] u32 random bits.
+        bits: [RANDOM_BITS] u32 random bits.
+        bounds: of a flat account.
         params: of the environment.
     """
-    limit = uniform(bits[0], jnp.zeros_like(params.max_contracts), params.max_contracts)
-    low = jnp.where(params.allow_short, -limit, 0)
-    return Controls(uniform(bits[1], low, limit), limit)
+    low, high = jnp.maximum(bounds.low, bounds.least), jnp.minimum(bounds.high, bounds.most)
+    position = uniform(bits[0], low, high)
+    limit = uniform(bits[1], jnp.zeros_like(params.max_contracts), params.max_contracts)
+    low, high = _kept(limit, bounds, params)
+    return position, Controls(uniform(bits[2], low, high), limit)
+
+
+def signal_names(minutes: int) -> tuple[str, ...]:
+    """Return the features that the rules read: none."""
+    del minutes
+    return ()
+
+
+def fit_law(signals: np.ndarray, train: tuple[int, int]) -> None:
+    """Return nothing: no reward term depends on fitted quantities."""
+    del signals, train
 
 
 def moves(params: EnvParams) -> Array:
@@ -55,10 +72,21 @@ def moves(params: EnvParams) -> Array:
     return jnp.stack([jnp.zeros_like(small), small, large, -small, -large])
 
 
+def _kept(limit: Array, bounds: Bounds, params: EnvParams) -> tuple[Array, Array]:
+    """Return the positions that limit and mandate let the team keep, lowest and highest."""
+    low = jnp.where(params.allow_short, jnp.maximum(-limit, bounds.least), 0)
+    return low, jnp.minimum(limit, bounds.most)
+
+
 def _desired(desired: Array, limit: Array, bounds: Bounds, params: EnvParams) -> Array:
-    """Clip a desired position to the team's limit and the account's bounds."""
-    low = jnp.maximum(jnp.where(params.allow_short, -limit, 0), bounds.low)
-    return jnp.clip(desired, low, jnp.minimum(limit, bounds.high))
+    """Clip a desired position to what the team may keep and the account may take."""
+    low, high = _kept(limit, bounds, params)
+    return jnp.clip(desired, jnp.maximum(low, bounds.low), jnp.minimum(high, bounds.high))
+
+
+def _excess(position: Array, limit: Array, bounds: Bounds, params: EnvParams) -> Array:
+    """Return the trade that brings a position back to what may be kept, contracts."""
+    return jnp.clip(position, *_kept(limit, bounds, params)) - position
 
 
 def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:
@@ -77,7 +105,7 @@ def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> 
     desired = jnp.where(bounds.flat, 0, desired)
     wanted = desired - position
 
-    excess = jnp.clip(position, -limit, limit) - position
+    excess = _excess(position, limit, bounds, params)
     chosen = jnp.where(execution * wanted > 0, jnp.abs(wanted), 0)
     small = (actions[2] == BUY_SMALL) | (actions[2] == SELL_SMALL)
     chosen = jnp.where(small, jnp.minimum(chosen, 1), chosen)
@@ -100,7 +128,7 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     tactical = (desired != desired[0]) & ~bounds.flat
 
     # reach of R upwards and downwards against what is traded anyway
-    excess = jnp.clip(position, -widest, widest) - position
+    excess = _excess(position, widest, bounds, params)
     up, down = desired[BUY_LARGE] - position, position - desired[SELL_LARGE]
     reach = jnp.stack([jnp.minimum(up, 1), up, jnp.minimum(down, 1), down])
     forced = jnp.stack([excess, excess, -excess, -excess])
@@ -149,14 +177,8 @@ def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array
         work: bool, trade one contract at a time instead of all at once, where the team can.
         params: of the environment.
     """
-    gap = target - state.controls.desired
+    tactical = lots_towards(target - state.controls.desired, params)
     verbs = moves(params)
-    left = jnp.abs(gap) - params.lots_large  # what LARGE would leave must be none or a lot
-    large = (left == 0) | (left >= params.lots_small)
-    small = jnp.abs(gap) >= params.lots_small
-    buy = jnp.where(large, BUY_LARGE, jnp.where(small, BUY_SMALL, 0))
-    sell = jnp.where(large, SELL_LARGE, jnp.where(small, SELL_SMALL, 0))
-    tactical = jnp.where(gap > 0, buy, sell)
     rest = state.controls.desired + verbs[tactical] - state.position
     up, down = jnp.where(work, BUY_SMALL, BUY_LARGE), jnp.where(work, SELL_SMALL, SELL_LARGE)
     execution = jnp.where(rest > 0, up, jnp.where(rest < 0, down, 0))

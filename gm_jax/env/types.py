@@ -1,4 +1,6 @@
-"""The simulator's nouns. Letters: T bars, F features, A agents, K actions, O and G inputs.
+"""The simulator's nouns.
+
+Letters: T bars, F features, M signals, A agents, K actions, O and G inputs.
 
 Money is int32 cents, prices are int32 ticks, positions are whole contracts (below 0: short).
 """
@@ -28,10 +30,13 @@ class Market(struct.PyTreeNode):
     features: Array  # [T, F] f32, known at the bar's close, unscaled
     impact: Array  # [T] f32, ticks: σ20 · √(price / mean notional20), known at the bar's close
     atr: Array  # [T] f32, ticks: ATR14, known at the bar's close
+    signals: Array  # [T, M] f32, what the team reads beside features, see its `signal_names`
+    mandate: Array  # [T, 2] f32, least and most position admitted, shares of the maximum
     starts: Array  # [T] i32, first bars of training windows, padded
     num_starts: Array  # [] i32, how many of `starts` count
     mean: Array  # [F] f32, scaler fitted on the training split
     scale: Array  # [F] f32
+    law: Any  # of the team, fitted on the training split, see its `fit_law`; None without one
 
 
 class EnvParams(struct.PyTreeNode):
@@ -65,7 +70,7 @@ class State(struct.PyTreeNode):
     t: Array  # i32, last closed bar
     steps: Array  # i32, since the window's start
     position: Array  # i32, contracts
-    controls: Any  # of the team, see env/tactical.py
+    controls: Any  # of the team, see tactical.py and strategic.py
     stop: Array  # i32, ticks, price of the stop; 0 = none
     equity: Array  # i32, cents
     peak: Array  # i32, cents, highest equity so far
@@ -76,11 +81,16 @@ class State(struct.PyTreeNode):
 
 
 class Bounds(struct.PyTreeNode):
-    """What the account's own limits admit, before any agent is asked."""
+    """What account and market admit at a decision, before any agent is asked."""
 
     low: Array  # i32, lowest position that may be newly taken
     high: Array  # i32, highest
+    least: Array  # i32, lowest position that may be kept, at most 0
+    most: Array  # i32, highest, at least 0
     flat: Array  # bool, the position must be closed
+    unit: Array  # f32, contracts whose notional is the account's equity
+    opens: Array  # bool, bar t opened the session
+    signals: Array  # [M] f32, of Market, at bar t
 
 
 class Order(struct.PyTreeNode):

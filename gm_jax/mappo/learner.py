@@ -158,6 +158,11 @@ def update(
     return state, metrics
 
 
+def chosen(state: TrainState) -> Networks:
+    """Return the networks that validation chose, or the newest before its first."""
+    return select(jnp.isfinite(state.best.score), state.best.networks, state.networks)
+
+
 def sizes(nets: Networks) -> Metrics:
     """Return norms of the parameters and the scale of returns: finite only if all of them are."""
 

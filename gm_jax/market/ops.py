@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Context, Decimal
-from functools import reduce
+from functools import cache, reduce
 from operator import add
 from typing import Any, TypeAlias
 
@@ -33,6 +33,12 @@ def half_life_weight(bars: int) -> float:
     exact = Context(prec=40)
     halving = exact.power(Decimal(2), exact.divide(Decimal(-1), Decimal(bars)))
     return float(exact.subtract(Decimal(1), halving))
+
+
+@cache
+def block(n: int) -> int:
+    """Return the largest divisor of n that is not above √n."""
+    return next(size for size in range(math.isqrt(n), 0, -1) if n % size == 0)
 
 
 class Ops(ABC):
@@ -152,6 +158,26 @@ class Ops(ABC):
     def sum(self, a: Value, n: int) -> Value:
         """Add the last n values."""
         return total(self.window(a, n))
+
+    def block_sums(self, a: Value, n: int) -> Sequence[Value]:
+        """Add the last n values in blocks of `block(n)`, oldest first.
+
+        A bar costs one block's additions and a look at each block's sum: 2√n, not n. Together they
+        are the window of n values; a block older than the series is NaN, and none but the newest
+        asks for warm-up.
+        """
+        size = block(n)
+        newest = self.sum(a, size)
+        *older, _ = self.window(newest, n - size + 1)[::size]
+        return [*map(self.from_start, older), newest]
+
+    def long_mean(self, a: Value, n: int) -> Value:
+        """Average the last n values; while there are fewer, the whole blocks of them there are."""
+        *older, newest = self.block_sums(a, n)
+        known = [(v == v, v) for v in older]  # not NaN
+        added = total([*(self.where(is_known, v, 0.0) for is_known, v in known), newest])
+        blocks = total([*(self.where(is_known, 1.0, 0.0) for is_known, _ in known), 1.0])
+        return added / (blocks * block(n))
 
     def mean(self, a: Value, n: int) -> Value:
         """Average the last n values."""

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 
+from gm_jax.market.calendar import SESSION_MINUTES
 from gm_jax.market.ops import Ops, Value, half_life_weight
 from gm_jax.market.registry import feature
+
+
+_YEAR = 252 * SESSION_MINUTES  # trading minutes
 
 
 @feature
@@ -23,6 +27,27 @@ def return_(x: Ops, length: int) -> Value:
 def volatility(x: Ops, length: int = 20) -> Value:
     """Population standard deviation of the last {length} one-bar returns; fraction per bar."""
     return x.std(x.returns, length)
+
+
+@feature
+def seasonal_return(x: Ops) -> Value:
+    """Return of the bar / season of |return| at its time of day; fraction."""
+    return x.ratio(x.returns, x.once(_season))
+
+
+def _season(x: Ops) -> Value:
+    return x.season(x.absolute(x.returns))
+
+
+@feature
+def annual_volatility(x: Ops, length: int) -> Value:
+    """Annualised rms of {length} returns over that of their seasons, of fewer early; fraction."""
+    # Not the rms of seasonal returns: a season of few days can be tiny, and one of them huge.
+    season = x.once(_season)
+    squares = x.long_mean(x.returns * x.returns, length)
+    calm = x.ratio(squares, x.long_mean(season * season, length))
+    # Mean first: `Warmup` has no length of a bar, and an age divided by nothing is that age.
+    return x.sqrt(calm * _YEAR / x.bar_minutes)
 
 
 @feature
@@ -60,6 +85,14 @@ def price_sma(x: Ops, length: int = 20) -> Value:
 
 
 @feature
+def sma_cross(x: Ops, fast: int = 5, slow: int = 20) -> Value:
+    """Mean close of {fast} bars / mean close of {slow} bars − 1; fraction."""
+    _refuse_unordered(fast, slow)
+    usual = x.mean(x.close, slow)
+    return x.ratio(x.mean(x.close, fast) - usual, usual)
+
+
+@feature
 def price_ema(x: Ops, length: int = 20) -> Value:
     """Close / exponential mean of closes {length} − 1; fraction."""
     usual = x.ema(x.close, length)
@@ -80,10 +113,14 @@ def macd_line(x: Ops, fast: int = 12, slow: int = 26) -> Value:
 
 
 def _macd_line(x: Ops, fast: int, slow: int) -> Value:
-    if fast >= slow:
-        raise ValueError(f"got fast {fast} and slow {slow}; the fast length must be the smaller")
+    _refuse_unordered(fast, slow)
     # Both averages begin at the same bar.
     return x.ema(x.close, fast, delay=slow - fast) - x.ema(x.close, slow)
+
+
+def _refuse_unordered(fast: int, slow: int) -> None:
+    if fast >= slow:
+        raise ValueError(f"got fast {fast} and slow {slow}; the fast length must be the smaller")
 
 
 @feature

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 
 from gm_jax.market.ops import Ops, Value
+from gm_jax.market.price_features import seasonal_return
 from gm_jax.market.readers import Warmup
 from gm_jax.market.registry import feature, parse
 
@@ -45,8 +46,7 @@ def label(x: Ops, length: int) -> Value:
         x: reader of the language.
         length: N, bars that the percentiles are taken over.
     """
-    calm = x.ratio(x.returns, x.season(x.absolute(x.returns)))
-    volatility = x.std(calm, 20)
+    volatility = x.std(seasonal_return(x), 20)
     usual = x.mean(x.close, 20)
     drift = x.ratio(x.mean(x.close, 5) - usual, usual)
     trend = x.ratio(x.absolute(drift), x.std(x.returns, 20) * math.sqrt(20))

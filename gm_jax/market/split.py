@@ -1,4 +1,4 @@
-"""Training, validation and test: cut at session borders, purged and embargoed."""
+"""Training, validation and test, once or walking forward: at session borders, with embargo."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
 from gm_jax.settings import Settings
+
+
+MOST_FOLDS = 50
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ def split_bars(bars: Bars, settings: Settings, warmup: int) -> Split:
     Raises:
         UserError: too few sessions for one in each part.
     """
-    edges = np.append(session_starts(bars), len(bars))
-    edges = np.unique(np.maximum(edges, warmup))  # sessions with a usable bar
+    edges = _usable(bars, warmup)
     sessions, embargo = len(edges) - 1, settings.embargo_sessions
     usable = sessions - 2 * embargo
     if usable < 3:
@@ -53,9 +55,64 @@ def split_bars(bars: Bars, settings: Settings, warmup: int) -> Split:
     validation, test = (max(1, round(share * usable)) for share in settings.split[1:])
     test = min(test, usable - 2)
     train = max(1, usable - validation - test)
-    validation = usable - train - test
-    first_validation = train + embargo
-    first_test = first_validation + validation + embargo
+    return _cut(edges, settings, train, usable - train - test, test)
+
+
+def folds(bars: Bars, settings: Settings, warmup: int, count: int) -> list[Split]:
+    """Cut the usable bars into expanding folds for a walk forward, at session borders.
+
+    The sessions make count + 1 equal blocks, the first taking what is left over. Fold k (from 1)
+    is tested on block k + 1 and learns from everything before it, of which the last
+    split[1] / (split[0] + split[1]) of the sessions validate. The embargo before a test is taken
+    from what is learnt from: the tests follow each other without gap, to the end of the history.
+
+    Args:
+        bars: the whole history.
+        settings: `split`, `purge_bars`, `embargo_sessions`.
+        warmup: first bar at which every feature is known.
+        count: K, folds, 2 to `MOST_FOLDS`.
+
+    Raises:
+        UserError: a count out of range, or too few sessions.
+
+    Source: scikit-learn, TimeSeriesSplit.
+    """
+    if not 2 <= count <= MOST_FOLDS:
+        raise UserError(f"Found {count} folds, expected a whole number from 2 to {MOST_FOLDS}.")
+    edges = _usable(bars, warmup)
+    sessions, embargo = len(edges) - 1, settings.embargo_sessions
+    needed = (count + 1) * (2 + 2 * embargo)
+    if sessions < needed:
+        raise UserError(
+            f"Found {sessions} sessions after {warmup} bars of warm-up, expected at least {needed} "
+            f"for {count} folds ({2 + 2 * embargo} in each of {count + 1} blocks: one each to "
+            "train and validate, and the embargoes); give a longer file, fewer folds or "
+            "embargo_sessions=0."
+        )
+    share = settings.split[1] / (settings.split[0] + settings.split[1])
+    test = sessions // (count + 1)
+    found = []
+    for first_test in range(sessions - count * test, sessions, test):
+        learnt = first_test - 2 * embargo
+        validation = min(max(1, round(share * learnt)), learnt - 1)
+        found.append(_cut(edges, settings, learnt - validation, validation, test))
+    return found
+
+
+def _usable(bars: Bars, warmup: int) -> np.ndarray:
+    """Return the borders of the sessions that have a bar after warm-up, [sessions + 1] i64."""
+    edges = np.append(session_starts(bars), len(bars))
+    return np.unique(np.maximum(edges, warmup))
+
+
+def _cut(edges: np.ndarray, settings: Settings, train: int, validation: int, test: int) -> Split:
+    """Lay out three parts of so many sessions from the first edge on, an embargo between them.
+
+    Raises:
+        UserError: the purge leaves nothing to train on.
+    """
+    first_validation = train + settings.embargo_sessions
+    first_test = first_validation + validation + settings.embargo_sessions
     if edges[train] - settings.purge_bars <= edges[0]:
         raise UserError(
             f"Training has {edges[train] - edges[0]} bars, not more than purge_bars "

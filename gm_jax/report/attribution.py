@@ -54,7 +54,7 @@ def contributions(
         data, jnp.asarray(agent, jnp.int32), jnp.asarray(how, jnp.int32), jax.random.key(seed)
     )
     axes = changed.replace(data=None, agent=0, instead=0, key=None)
-    curves = backtest_many(counterfactual(policy), changed, axes, span, market, params, team)
+    curves, _ = backtest_many(counterfactual(policy), changed, axes, span, market, params, team)
     session = session[slice(*span)]
     closes = session_closes(int(params.start_equity), curves, session)
     enough = full_sessions(session) >= MIN_SESSIONS

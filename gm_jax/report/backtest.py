@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,13 @@ _OUT_OF_RANGE = (
     "Set a smaller start_equity_usd or max_contracts."
 )
 CLOSED = ("", "drawdown limit", "ruin", "margin call")
+
+
+class Curves(NamedTuple):
+    """What many accounts did, M of them over n bars."""
+
+    equity: np.ndarray  # [M, n + 1] i64 cents, see `Ledger.curve`
+    position: np.ndarray  # [M, n] i32 contracts, at the close
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,21 @@ class Ledger:
     def curve(self) -> np.ndarray:
         """Equity at each close and, at the end, after closing the position, [n + 1] cents."""
         return np.append(self.equity, self.final_equity)
+
+    @staticmethod
+    def join(ledgers: Sequence[Ledger]) -> Ledger:
+        """Return the ledger of accounts that follow each other, each with the equity of the last.
+
+        Raises:
+            UserError: they do not add up.
+        """
+        columns = [f.name for f in fields(Ledger) if not f.name.endswith("_equity")]
+        joined: dict[str, Any] = {
+            name: np.concatenate([getattr(ledger, name) for ledger in ledgers]) for name in columns
+        }
+        joined["start_equity"] = ledgers[0].start_equity
+        joined["final_equity"] = ledgers[-1].final_equity
+        return Ledger(**joined).check()
 
     def closed_by(self) -> tuple[str, int] | None:
         """Return why and in which row the account was closed early, if it was."""
@@ -105,6 +128,30 @@ def backtest(
     return _ledger(jax.tree.map(lambda x: x[:count], rows), final, bars[slice(*span)], params)
 
 
+def backtest_each(
+    policy: Policy,
+    data: Any,
+    bars: Bars,
+    span: tuple[int, int],
+    market: Market,
+    params: EnvParams,
+    team: Team,
+) -> list[Ledger]:
+    """Return the ledgers of accounts side by side; every leaf of `data` has a leading axis.
+
+    Args as of `backtest`.
+    """
+    first, count = span[0], span[1] - span[0]
+    run = partial(_rows, policy, team, _padded(count), 0, None)
+    rows, final = jax.device_get(run(data, jnp.int32(first), jnp.int32(count), market, params))
+
+    def ledger(member: int) -> Ledger:
+        mine = jax.tree.map(lambda x: x[member, :count], rows)
+        return _ledger(mine, final[member], bars[slice(*span)], params)
+
+    return [ledger(member) for member in range(len(final))]
+
+
 def backtest_many(
     policy: Policy,
     data: Any,
@@ -113,8 +160,9 @@ def backtest_many(
     market: Market,
     params: EnvParams,
     team: Team,
-) -> np.ndarray:
-    """Return the curve (see `Ledger`) of many accounts side by side, [M, n + 1] cents.
+    market_axes: Any = None,
+) -> Curves:
+    """Return the equity and the positions of many accounts side by side.
 
     Args:
         policy: what decides.
@@ -124,36 +172,56 @@ def backtest_many(
         market: bars on the device.
         params: of the environment.
         team: how decisions become orders.
+        market_axes: which leaves of the market have a leading axis, as `axes`.
 
     Raises:
         UserError: an account left the range of int32 cents.
     """
     count = span[1] - span[0]
-    run = partial(_curves, policy, team, _padded(count), axes)
-    equity, final = jax.device_get(run(data, jnp.int32(span[0]), jnp.int32(count), market, params))
+    run = partial(_curves, policy, team, _padded(count), axes, market_axes)
+    equity, position, final = jax.device_get(
+        run(data, jnp.int32(span[0]), jnp.int32(count), market, params)
+    )
     curves = np.append(equity[:, :count], final[:, None], axis=1).astype(np.int64)
     if np.abs(np.diff(curves)).max(initial=0) > _WRAP:
         raise UserError(_OUT_OF_RANGE)
-    return curves
+    return Curves(curves, position[:, :count])
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _curves(
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _rows(
     policy: Policy,
     team: Team,
     length: int,
     axes: Any,
+    market_axes: Any,
     data: Any,
     first: Array,
     count: Array,
     market: Market,
     params: EnvParams,
-) -> tuple[Array, Array]:
-    def one(data: Any) -> tuple[Array, Array]:
-        rows, final = _run(policy, team, length, data, first, count, market, params)
-        return rows["equity"], final
+) -> tuple[dict[str, Any], Array]:
+    def one(data: Any, market: Market) -> tuple[dict[str, Any], Array]:
+        return _run(policy, team, length, data, first, count, market, params)
 
-    return jax.vmap(one, in_axes=(axes,))(data)
+    return jax.vmap(one, in_axes=(axes, market_axes))(data, market)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _curves(
+    policy: Policy,
+    team: Team,
+    length: int,
+    axes: Any,
+    market_axes: Any,
+    data: Any,
+    first: Array,
+    count: Array,
+    market: Market,
+    params: EnvParams,
+) -> tuple[Array, Array, Array]:
+    rows, final = _rows(policy, team, length, axes, market_axes, data, first, count, market, params)
+    return rows["equity"], rows["position"], final
 
 
 def _padded(count: int) -> int:

@@ -51,18 +51,10 @@ def legal(state: State, actions: Array, market: Market, params: EnvParams, team:
     return jnp.where(chosen, actions, 0)
 
 
-def flat(data: Any, state: State, market: Market, params: EnvParams, team: Team) -> Array:
-    """Hold nothing."""
-    del data
-    return buy_and_hold(jnp.int32(0), state, market, params, team)
-
-
-def buy_and_hold(
-    contracts: Array, state: State, market: Market, params: EnvParams, team: Team
-) -> Array:
-    """Hold `contracts` throughout."""
-    del market
-    return team.follow(state, contracts, jnp.bool_(False), params)
+def planned(plan: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:
+    """Aim at the position planned for the bar, [T] i32 contracts; for the team `direct`."""
+    del market, params, team
+    return plan[state.t][None]
 
 
 def random(key: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:

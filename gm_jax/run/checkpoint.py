@@ -30,17 +30,20 @@ from gm_jax.mappo.types import TrainState
 from gm_jax.run.directory import PART, SCHEMA_VERSION, WriteError, to_json, write_whole
 from gm_jax.run.progress import say
 from gm_jax.run.setup import Setup
+from gm_jax.settings import ANALYSES
 
 
 KEPT = 2  # the newest and the one before it
+CHANGEABLE = ("num_episodes", *ANALYSES)  # settings that a run may be resumed with anew
 STATE, BELONGS_TO, SUMS = "state", "run.json", "SHA256SUMS"
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run."""
+    """The folder `checkpoints/` of a run, or one of `members` states stacked."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, members: int | None = None) -> None:
         self.directory = directory
+        self.members = members
         self.newest: int | None = None  # iteration last saved or restored
         self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
@@ -105,6 +108,10 @@ class Checkpoints:
             + ": there is nothing to go on from; start the run again with `gm-jax train`."
         )
 
+    def any(self) -> bool:
+        """Return whether a state was ever saved here."""
+        return self.directory.is_dir() and bool(self._iterations())
+
     def cut(self, iteration: int) -> None:
         """Drop the checkpoints past an iteration, which are damaged: the run goes on from there."""
         for newer in self._iterations():
@@ -130,8 +137,11 @@ class Checkpoints:
         _require_same(path, belongs_to(setup))
         init = partial(learner.init_state, config=setup.config)
         shapes = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
-        key = jax.eval_shape(jax.random.key_data, shapes.key)
-        template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes.replace(key=key))
+        shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
+        shape = () if self.members is None else (self.members,)
+        template = jax.tree.map(lambda x: np.empty((*shape, *x.shape), x.dtype), shapes)
+        counters = {name: np.empty((), np.int32) for name in ("update", "iteration")}
+        template = template.replace(**counters)  # members share them
         with _quiet():
             source = path.absolute() / STATE
             state = self._orbax.restore(source, args=ocp.args.StandardRestore(template))
@@ -160,7 +170,7 @@ def belongs_to(setup: Setup) -> dict[str, Any]:
 
 
 def _require_same(path: Path, wanted: dict[str, Any]) -> None:
-    """Refuse the state of another version or of other settings; `num_episodes` may differ."""
+    """Refuse the state of another version or of other settings; `CHANGEABLE` may differ."""
     found = json.loads((path / BELONGS_TO).read_text())
     versions = [f"{x['code_version']} (schema {x['schema_version']})" for x in (found, wanted)]
     if versions[0] != versions[1]:
@@ -169,7 +179,7 @@ def _require_same(path: Path, wanted: dict[str, Any]) -> None:
             "install that version to go on with it, or start a new run."
         )
     before, now = ({**x, **x["settings"], "settings": None} for x in (found, wanted))
-    other = [k for k in {**now, **before} if before.get(k) != now.get(k) and k != "num_episodes"]
+    other = [k for k in {**now, **before} if before.get(k) != now.get(k) and k not in CHANGEABLE]
     if other:
         changes = "; ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in other)
         raise UserError(

@@ -11,14 +11,17 @@ import numpy as np
 
 from gm_jax.env import arrays
 from gm_jax.errors import UserError
+from gm_jax.mappo import learner
 from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
-from gm_jax.run import evaluation, record, results
+from gm_jax.run import evaluation, record, results, trials
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
+from gm_jax.run.mandate import load_all
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.progress import say
 from gm_jax.run.setup import Setup
-from gm_jax.run.source import Source, load
+from gm_jax.run.source import Source
 
 
 def evaluate_run(
@@ -46,12 +49,13 @@ def evaluate_run(
     directory = RunDirectory.open(path)
     trained, own_source = record.reopen(directory)
     checkpoints = Checkpoints(directory.checkpoints)
-    networks = results.chosen(checkpoints.restore(trained))
+    state = checkpoints.restore(trained)
     checkpoints.close()
     if source is None:
-        setup, split, oracle = trained, split or "test", evaluation.fit_oracle(trained)
+        setup, split, oracle = trained, split or "test", fit_oracle(trained)
         seen, selected = split in ("train", "all"), split in ("validation", "all")
     else:
+        source = dataclasses.replace(source, strategic=own_source.strategic)
         setup, split, oracle = elsewhere(trained, source), "all", None
         seen, selected = (
             common_bars(setup, trained, trained.split[part]) > 0 for part in ("train", "validation")
@@ -60,7 +64,19 @@ def evaluate_run(
         say(f"warning: {warning}")
     if seen:
         say("warning: the team was trained on bars among these: in-sample figures")
-    report, ledgers = evaluation.evaluate(setup, networks, setup.split[split], oracle)
+    report, ledgers = evaluation.evaluate(setup, learner.chosen(state), setup.split[split], oracle)
+    null = None
+    if source is None:
+        null = results.stored_null_test(directory) if split == "test" else None
+        tried = trials.known(trials.beside(path), setup.loaded.digest, setup.system.name)
+    else:
+        sharpe = results.per_session(ledgers["team"])
+        tried = results.record_trial(directory, setup, {split: sharpe})
+    report |= {
+        **evaluation.luck(ledgers["team"], tried, split),
+        "targets": evaluation.targets(setup, report, split, int(state.best.iteration)),
+        "null_test": null,
+    }
     if ledger is not None:
         write_ledger(ledgers["team"], setup.system.agents, ledger)
         say(f"ledger of {len(ledgers['team'].time):,} bars written to {ledger}")
@@ -78,19 +94,22 @@ def evaluate_run(
 def elsewhere(setup: Setup, source: Source) -> Setup:
     """Return the setup with other bars and the run's own scaler; every usable bar is in `all`."""
     settings = setup.settings.replace(market_parameters={})
-    loaded = load(source, settings, setup.system.minutes)
+    loaded = load_all(source, settings, setup.system.minutes)
     count = len(loaded.bars)
     if count <= setup.warmup + 1:
         raise UserError(
             f"{source.label} has {count} bars, expected more than the warm-up of {setup.warmup}."
         )
     usable = (setup.warmup, count)
-    market = arrays.build_market(loaded.bars, settings, usable, episode_length=1)
+    team = setup.system.team
+    market = arrays.build_market(loaded.bars, settings, team, usable, 1, loaded.mandate)
     return dataclasses.replace(
         setup,
         loaded=loaded,
         split=Split(train=usable, validation=usable, test=usable),
-        market=market.replace(mean=setup.market.mean, scale=setup.market.scale),
+        market=market.replace(
+            mean=setup.market.mean, scale=setup.market.scale, law=setup.market.law
+        ),
     )
 
 

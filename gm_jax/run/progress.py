@@ -42,7 +42,7 @@ class Progress:
         done = row["iteration"]
         spent = time.monotonic() - self._began
         left = spent / max(done - self._first, 1) * (self._total - done)
-        say(f"iteration {done}/{self._total}  {text}  left {_clock(left)}")
+        say(f"iteration {done}/{self._total}  {text}  left {clock(left)}")
 
     def close(self) -> None:
         """End the bar."""
@@ -65,7 +65,8 @@ def _describe(row: dict[str, Any], score: float | None) -> str:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

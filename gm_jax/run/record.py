@@ -14,8 +14,9 @@ from gm_jax.errors import UserError
 from gm_jax.market import features, regimes
 from gm_jax.market.data_report import iso
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
+from gm_jax.run.mandate import load_all
 from gm_jax.run.setup import Setup, prepare
-from gm_jax.run.source import Source, load
+from gm_jax.run.source import Source
 from gm_jax.systems import SYSTEMS
 
 
@@ -56,8 +57,12 @@ def model_config(setup: Setup, source: Source) -> dict[str, Any]:
 
 
 def absolute(source: Source) -> Source:
-    """Return the source with a path that holds from any folder."""
-    return replace(source, data=str(Path(source.data).resolve())) if source.data else source
+    """Return the source with paths that hold from any folder."""
+
+    def whole(path: str | None) -> str | None:
+        return str(Path(path).resolve()) if path else path
+
+    return replace(source, data=whole(source.data), strategic=whole(source.strategic))
 
 
 def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
@@ -78,7 +83,7 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         source = Source(**config["source"])
     except TypeError as error:
         raise UserError(f"The source in {directory.path}/model_config.json: {error}.") from error
-    loaded = load(source, settings, system.minutes)
+    loaded = load_all(source, settings, system.minutes)
     if loaded.digest != config["data_sha256"]:
         mend = (
             "put the original file back"

@@ -1,59 +1,126 @@
-"""What a run came to: backtests of best and last, plots, statistics, a few lines for a person."""
+"""What a run came to: backtests of best and last, what chance could do, and it all on disk."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from gm_jax.mappo import learner
 from gm_jax.mappo.types import Networks, TrainState
-from gm_jax.report import plots
-from gm_jax.report.metrics import summarise
-from gm_jax.run import evaluation
+from gm_jax.report.backtest import Ledger
+from gm_jax.report.metrics import session_closes, session_returns, summarise
+from gm_jax.report.significance import session_sharpe
+from gm_jax.run import evaluation, pictures, trials
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
+from gm_jax.run.null_test import null_test
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.progress import say, sparkline
 from gm_jax.run.setup import Setup
+from gm_jax.run.walk_forward import walk_forward
+from gm_jax.settings import ANALYSES
 
 
 REPORTED = ("validation", "test")
-
-
-def chosen(state: TrainState) -> Networks:
-    """Return the networks that validation chose, or the newest before its first."""
-    scored = math.isfinite(float(state.best.score))
-    return state.best.networks if scored else state.networks
+RESULTS = "validation_results.json"
 
 
 def write_results(directory: RunDirectory, setup: Setup, state: TrainState) -> None:
-    """Evaluate best and last, write validation_results.json and the plots, and tell about it."""
-    history = directory.history()
-    if history:
-        title = f"{setup.system.name} on {Path(setup.loaded.label).name}"
-        figure = plots.learning_curve(history, title)
-        plots.save(figure, directory.plots / "learning_curve.png")
-    results = {
+    """Evaluate best and last, then whatever analysis was asked for; write and tell as it comes.
+
+    Raises:
+        StoppedEarlyError: a signal came during an analysis; what was done is saved.
+    """
+    networks = learner.chosen(state)
+    splits, ledgers = evaluate_splits(directory, setup, state, networks)
+    results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "system": setup.system.name,
-        "splits": validation_results(directory, setup, state),
+        "splits": splits,
     }
-    directory.write("validation_results.json", results)
+    directory.write(RESULTS, results)
+    history = directory.history()
+    pictures.draw(directory, setup, history, splits, ledgers)
     tell(directory, history, results)
+    if setup.settings.walk_forward:
+        results["walk_forward"] = _walk_forward(directory, setup)
+        directory.write(RESULTS, results)
+        say(f"walk-forward  {headline(results['walk_forward'])}")
+    if setup.settings.null_copies:
+        found = null_test(directory, setup, networks)
+        splits["test"]["null_test"] = found
+        directory.write(RESULTS, results)
+        pictures.draw_returns(directory, ledgers["test"]["team"], found)
+        say(
+            f"null test     timing adds {found['statistic']:+.2f} to the Sharpe ratio, on "
+            f"{found['copies']} markets without direction {found['null_mean']:+.2f} on average: "
+            f"p = {found['p_value']:.3f}"
+        )
 
 
-def validation_results(directory: RunDirectory, setup: Setup, state: TrainState) -> dict[str, Any]:
-    """Backtest best and last sequentially; the best is what is reported and drawn."""
-    oracle = evaluation.fit_oracle(setup)
-    most = setup.settings.max_contracts
+def evaluate_splits(
+    directory: RunDirectory, setup: Setup, state: TrainState, networks: Networks
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Ledger]]]:
+    """Backtest best and last sequentially; the best is what is reported and counted as a trial."""
+    oracle, most = fit_oracle(setup), setup.settings.max_contracts
+    found = {
+        name: evaluation.evaluate(setup, networks, setup.split[name], oracle) for name in REPORTED
+    }
+    sharpes = {name: per_session(ledgers["team"]) for name, (_, ledgers) in found.items()}
+    tried = record_trial(directory, setup, sharpes)
     splits = {}
-    for name in REPORTED:
-        span = setup.split[name]
-        report, ledgers = evaluation.evaluate(setup, chosen(state), span, oracle)
-        last = evaluation.team_ledger(setup, state.networks, span)
-        splits[name] = {**report, "last": summarise(last, most)}
-        figure = plots.equity_curve(ledgers, f"{name}: net equity after costs", most)
-        plots.save(figure, directory.plots / f"equity_{name}.png")
-    return splits
+    for name, (report, ledgers) in found.items():
+        last = evaluation.team_ledger(setup, state.networks, setup.split[name])
+        splits[name] = {
+            **report,
+            **evaluation.luck(ledgers["team"], tried, name),
+            "targets": evaluation.targets(setup, report, name, int(state.best.iteration)),
+            "null_test": None,
+            "in_sample": False,
+            "selected_on": name == "validation",
+            "last": summarise(last, most),
+        }
+    return splits, {name: ledgers for name, (_, ledgers) in found.items()}
+
+
+def record_trial(
+    directory: RunDirectory, setup: Setup, sharpes: dict[str, float | None]
+) -> list[trials.Trial]:
+    """Enter a run into the trials file; return all trials on the same bars, this one too."""
+    path = trials.beside(directory.path)
+    settings = {k: v for k, v in setup.settings.to_json().items() if k not in ANALYSES}
+    name, data = setup.system.name, setup.loaded.digest
+    trials.record(path, trials.trial(directory.path, name, data, settings, sharpes))
+    return trials.known(path, data, name)
+
+
+def per_session(ledger: Ledger) -> float | None:
+    """Return the Sharpe ratio of session returns, not annualised."""
+    closes = session_closes(ledger.start_equity, ledger.curve, ledger.session)
+    return session_sharpe(session_returns(closes))
+
+
+def stored_null_test(directory: RunDirectory) -> dict[str, Any] | None:
+    """Return the null test of a run, if it had one."""
+    path = directory.path / RESULTS
+    if not path.exists():
+        return None
+    return dict(json.loads(path.read_text()))["splits"]["test"]["null_test"]
+
+
+def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
+    """Return the report of the walk-forward, of an earlier try if that was whole."""
+    path = directory.path / "walk_forward.json"
+    settings = setup.settings
+    asked = {"folds": settings.walk_forward, "num_episodes": settings.num_episodes}
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before["asked"] == asked:
+            return dict(before["report"])
+    report, ledgers, borders = walk_forward(directory, setup)
+    pictures.draw_walk_forward(directory, ledgers, borders)
+    directory.write(path.name, {"asked": asked, "report": report})
+    return report
 
 
 def tell(directory: RunDirectory, history: list[dict[str, Any]], results: dict[str, Any]) -> None:
@@ -65,9 +132,31 @@ def tell(directory: RunDirectory, history: list[dict[str, Any]], results: dict[s
         )
     for name, report in results["splits"].items():
         say(f"{name:<10}  {headline(report)}")
-    for line in worth(results["splits"]["test"]):
+    test = results["splits"]["test"]
+    for line in (*chance(test), *worth(test), *aims(test)):
         say(f"{'test':<10}  {line}")
     say(f"run directory   {directory.path}")
+
+
+def chance(report: dict[str, Any]) -> list[str]:
+    """Return what chance could do about the Sharpe ratio, a line; none where there is no ratio."""
+    if report["sharpe_ratio"] is None:
+        return [f"no Sharpe ratio: {report['sharpe_reason']}"]
+    tried = report["n_trials"]
+    return [
+        f"Sharpe 95 % interval{_interval(report['sharpe_ci95'], 2)}; probability that it is above "
+        f"0: {_number(report['probabilistic_sharpe'])}, after {tried} "
+        f"trial{'s' if tried > 1 else ''} on these bars: {_number(report['deflated_sharpe'])}"
+    ]
+
+
+def aims(report: dict[str, Any]) -> list[str]:
+    """Return a line per target: what was wanted, what came, whether it is met."""
+    return [
+        f"target {name.replace('_', ' ')} {found['target']}: {_number(found['value'])}, "
+        f"{'met' if found['met'] else 'not met'}"
+        for name, found in report["targets"].items()
+    ]
 
 
 def headline(report: dict[str, Any]) -> str:
@@ -88,7 +177,8 @@ def headline(report: dict[str, Any]) -> str:
 def table(report: dict[str, Any]) -> list[str]:
     """Return a split's figures as lines, a column per policy."""
     columns = {"team": report, **report["baselines"]}
-    keys = [k for k in report["baselines"]["flat"] if k not in ("sharpe_reason", "closed_early")]
+    left_out = ("sharpe_reason", "closed_early", "episode_reward")
+    keys = [key for key in report["baselines"]["flat"] if key not in left_out]
     width = {name: max(len(name), 10) + 3 for name in columns}
     head = f"{'':<22}" + "".join(f"{name.replace('_', ' '):>{width[name]}}" for name in columns)
     rows = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +14,11 @@ from gm_jax.env.types import EnvParams, Market
 from gm_jax.errors import UserError
 from gm_jax.mappo.types import Config, Hyper
 from gm_jax.mappo.validation import Segments
-from gm_jax.market import split
+from gm_jax.market import features, split
 from gm_jax.market.bars import Bars
+from gm_jax.market.regimes import REGIME_WINDOW
 from gm_jax.market.split import Split
+from gm_jax.run import pace
 from gm_jax.run.source import Loaded
 from gm_jax.settings import Settings
 from gm_jax.systems import System
@@ -23,7 +26,6 @@ from gm_jax.systems import System
 
 MAX_SEGMENTS = 32  # of the validation split, played in parallel
 COVERED = 0.8  # share of training bars that windows should reach
-MAX_INTERVAL = 100  # iterations that one call of the program may run
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Setup:
     segments: Segments
     warnings: tuple[str, ...]
 
+    @cached_property
+    def regimes(self) -> np.ndarray:
+        """The regime known at the close of each bar, [T] i64 index into REGIMES."""
+        name = f"regime_{REGIME_WINDOW[self.system.minutes]}"
+        return features.compute([name], self.loaded.bars)[:, 0].astype(np.int64)
+
 
 def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
     """Split the bars, fit the scaler and lay everything out for the device.
@@ -56,33 +64,59 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
             f"{settings.tick_points}: generated markets have ticks of {loaded.bars.tick}."
         )
     try:
-        warmup = arrays.warmup(settings.features)
+        warmup = arrays.warmup(settings.features, system.minutes, system.team)
     except ValueError as error:
         raise UserError(f"`features`: {error}") from error
     parts = split.split_bars(loaded.bars, settings, warmup)
-    episode, rollout = arrays.window_length(loaded.bars, parts.train, settings)
-    # what fits the bars is held to the same rules as what was asked for
-    fitted = settings.replace(episode_length=episode, rollout_length=rollout)
-    market = arrays.build_market(loaded.bars, settings, parts.train, episode)
+    episode, rollout = lengths = arrays.window_length(loaded.bars, parts.train, settings)
+    market = arrays.build_market(
+        loaded.bars, settings, system.team, parts.train, episode, loaded.mandate
+    )
     warnings = [
         *loaded.warnings,
         *_doubts(settings, loaded.bars, parts, episode, rollout),
         *_still(settings.features, np.asarray(market.features), parts),
     ]
+    return assemble(system, settings, loaded, parts, market, lengths, tuple(warnings))
+
+
+def assemble(
+    system: System,
+    settings: Settings,
+    loaded: Loaded,
+    parts: Split,
+    market: Market,
+    lengths: tuple[int, int],
+    warnings: tuple[str, ...] = (),
+) -> Setup:
+    """Lay out the program's arguments around a market.
+
+    Args:
+        system: whose team.
+        settings: as asked for.
+        loaded: the bars.
+        parts: their split.
+        market: the bars on the device.
+        lengths: of a window and of a rollout, bars, as they fit the bars.
+        warnings: for the person.
+    """
+    episode, rollout = lengths
+    # what fits the bars is held to the same rules as what was asked for
+    fitted = settings.replace(episode_length=episode, rollout_length=rollout)
     first, steps = split.segments(loaded.bars, parts.validation, MAX_SEGMENTS)
     return Setup(
         system=system,
         settings=settings,
         loaded=loaded,
         split=parts,
-        warmup=warmup,
+        warmup=arrays.warmup(settings.features, system.minutes, system.team),
         episode_length=episode,
         market=market,
         params=arrays.env_params(settings, episode),
         config=static_config(system, fitted),
         hyper=hyper(settings, episode // rollout),
         segments=Segments(jnp.asarray(first), jnp.asarray(steps)),
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
 
 
@@ -140,7 +174,7 @@ def static_config(system: System, settings: Settings) -> Config:
         bfloat16=settings.precision == "bfloat16",
         initial_neutral=settings.initial_neutral,
         huber=settings.value_loss == "huber",
-        interval=MAX_INTERVAL,
+        interval=pace.MAX_INTERVAL,
     )
 
 

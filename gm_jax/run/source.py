@@ -27,6 +27,7 @@ class Source:
     tz: str | None = None
     repair: bool = False
     around_the_clock: bool = False
+    strategic: str | None = None  # run directory whose position bounds the team's
 
     @property
     def label(self) -> str:
@@ -46,6 +47,8 @@ class Loaded:
     world: World | None  # what is known of a generated market
     report: dict[str, Any]  # the data check, or the world's parameters
     warnings: tuple[str, ...]
+    mandate: np.ndarray | None = None  # [T, 2] f64, see `Market.mandate`
+    strategic: str | None = None  # run directory that the mandate is from
 
 
 def load(source: Source, settings: Settings, minutes: int) -> Loaded:
@@ -86,9 +89,10 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
     return Loaded(bars, source.label, digest(bars), None, report.to_json(), tuple(report.warnings))
 
 
-def digest(bars: Bars) -> str:
-    """Return the SHA-256 of every column of the bars."""
+def digest(bars: Bars, mandate: np.ndarray | None = None) -> str:
+    """Return the SHA-256 of every column of the bars, and of the mandate if there is one."""
     columns = [getattr(bars, f.name) for f in fields(Bars) if f.name not in ("minutes", "tick")]
+    columns += [] if mandate is None else [mandate]
     joined = hashlib.sha256()
     for column in columns:
         joined.update(np.ascontiguousarray(column).tobytes())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,30 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.errors import UserError
+from gm_jax.config import change
+from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import Metrics, TrainState
+from gm_jax.run import pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory, WriteError, writing
+from gm_jax.run.mandate import load_all
+from gm_jax.run.members import StoppedEarlyError
 from gm_jax.run.progress import Progress, memory_bytes, say
 from gm_jax.run.record import model_config, reopen
 from gm_jax.run.results import write_results
-from gm_jax.run.setup import MAX_INTERVAL, Setup, prepare
+from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.signals import first_is_a_wish
-from gm_jax.run.source import Source, load
+from gm_jax.run.source import Source
 from gm_jax.settings import Settings
 from gm_jax.systems import System
 
 
-INTERVAL_SECONDS = 2.0  # how long one launch should take: what Ctrl-C and the screen wait for
-SAVE_SECONDS = 20.0  # at most this much work is lost to a power cut
-
-
 UNDEFINED = ("selection_score", "validation_sharpe")  # NaN where there was nothing to score
-
-
-class NotFiniteError(Exception):
-    """A reward, a loss or the networks became NaN or infinite."""
 
 
 @dataclass
@@ -70,7 +66,7 @@ class Run:
 
 def start(system: System, settings: Settings, source: Source, out: Path | None) -> Run:
     """Prepare a new run and its directory."""
-    loaded = load(source, settings, system.minutes)
+    loaded = load_all(source, settings, system.minutes)
     setup = prepare(system, settings, loaded)
     directory = RunDirectory.create(system.name, out)
     try:
@@ -89,13 +85,15 @@ def start(system: System, settings: Settings, source: Source, out: Path | None) 
     return Run(directory, setup, state, checkpoints)
 
 
-def resume(path: Path, system: System | None = None, num_episodes: int | None = None) -> Run:
+def resume(
+    path: Path, system: System | None = None, changes: Mapping[str, Any] | None = None
+) -> Run:
     """Take up a run where its newest checkpoint left it.
 
     Args:
         path: the run directory.
         system: what the run is expected to be of.
-        num_episodes: a new length, not shorter than what is done.
+        changes: new values of `CHANGEABLE` settings; a length not shorter than what is done.
 
     Raises:
         UserError: no run, another system, other data, a checkpoint that does not fit, too short.
@@ -103,20 +101,20 @@ def resume(path: Path, system: System | None = None, num_episodes: int | None = 
     directory = RunDirectory.open(path)
     try:
         directory.lock()
-        return _take_up(directory, system, num_episodes)
+        return _take_up(directory, system, changes or {})
     except BaseException:
         directory.release()
         raise
 
 
-def _take_up(directory: RunDirectory, system: System | None, num_episodes: int | None) -> Run:
+def _take_up(directory: RunDirectory, system: System | None, changes: Mapping[str, Any]) -> Run:
     path = directory.path
     setup, source = reopen(directory)
     if system not in (None, setup.system):
         name = setup.system.name
         raise UserError(f"{path} is a {name} run: gm-jax train {name} --resume {path}")
-    if num_episodes is not None:
-        settings = setup.settings.replace(num_episodes=num_episodes)
+    if changes:
+        settings = change(setup.settings, changes, "--resume")
         setup = prepare(setup.system, settings, setup.loaded)
     checkpoints = Checkpoints(directory.checkpoints)
     run = Run(directory, setup, checkpoints.restore(setup), checkpoints)
@@ -192,18 +190,12 @@ def _iterate(run: Run) -> None:
             run.trained_steps += count * setup.episode_length * setup.config.num_envs
             done += count
             progress.update(rows)
-            if time.monotonic() - saved > SAVE_SECONDS:
+            if time.monotonic() - saved > pace.SAVE_SECONDS:
                 run.checkpoints.save(setup, run.state)
                 saved = time.monotonic()
-            count = _next_count(count, seconds, total - done)
+            count = pace.next_count(count, seconds, total - done)
         run.checkpoints.save(setup, run.state)
         run.interrupted = interrupted()
-
-
-def _next_count(count: int, seconds: float, left: int) -> int:
-    """Return how many iterations the next launch runs: the results do not depend on it."""
-    wanted = round(count * INTERVAL_SECONDS / max(seconds, 1e-3))
-    return max(1, min(wanted, 2 * count, MAX_INTERVAL, left))
 
 
 def metric_rows(
@@ -266,7 +258,11 @@ def finish(run: Run, began: float) -> dict[str, Any]:
     """Evaluate, write the statistics and return the summary of `train --json`."""
     setup, best = run.setup, run.state.best
     with writing(run.directory.path):
-        write_results(run.directory, setup, run.state)
+        try:
+            write_results(run.directory, setup, run.state)
+        except StoppedEarlyError:
+            run.interrupted = True
+            say(run.kept())
     sharpe, score = float(best.sharpe), float(best.score)
     rate = run.trained_steps / run.train_seconds if run.train_seconds else None
     summary = {

@@ -24,40 +24,16 @@ from gm_jax.env.types import (
     RUIN,
     SESSION_START,
     TRADED,
-    Bounds,
-    Market,
 )
 from gm_jax.mappo.rollout import auto_reset
 from gm_jax.settings import Settings
 from gm_jax.systems import TACTICAL
-from tests.env import worlds
-from tests.env.replay import Replay
+from tests.env import replay, worlds
+from tests.env.worlds import NORMAL, PRICE, by_hand
 
 
-PRICE = 60_000  # ticks: $30,000 a contract
 EQUITY = 10_000_000  # cents
-BARS = 8
-NORMAL = TRADED | REGULAR
 VERBS = "HbBsS"  # HOLD, BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE
-
-
-def market(*rows) -> Market:
-    """Build (open, high, low, close, flags) after a quiet bar 0, in ticks relative to PRICE."""
-    rows = [(0, 0, 0, 0, NORMAL), *rows]
-    rows += [(rows[-1][3],) * 4 + (NORMAL,)] * (BARS - len(rows))
-    bars = np.array(rows)
-    bars[:, :4] += PRICE
-    gap = np.append(0, bars[1:, 0] - bars[:-1, 3])
-    return Market(
-        bars=jnp.asarray(np.insert(bars, 4, gap, axis=1), dtype=jnp.int32),
-        features=jnp.zeros((BARS, 1)),
-        impact=jnp.full(BARS, 0.5),
-        atr=jnp.full(BARS, 100.0),
-        starts=jnp.arange(BARS, dtype=jnp.int32),
-        num_starts=jnp.int32(2),
-        mean=jnp.zeros(1),
-        scale=jnp.ones(1),
-    )
 
 
 def params(episode_length=1_000, **changes):
@@ -284,7 +260,7 @@ def test_table(settings, account_, start, legal, row):
     verbs, trade, desired, limit, commission, spread, impact = row
     env = params(**settings)
     before = state(env, *start, **account_)
-    mask, after, outcome = step(before, verbs, market((8, 12, 8, 12, NORMAL)), env)
+    mask, after, outcome = step(before, verbs, by_hand((8, 12, 8, 12, NORMAL)), env)
     assert mask == legal
     position = start[0] + trade
     assert (after.position, after.controls.desired, after.controls.limit) == (
@@ -313,14 +289,14 @@ def test_every_verb_of_every_agent_occurs_where_it_is_legal():
 
 def test_spread_is_two_ticks_outside_regular_hours():
     env = params()
-    _, _, outcome = step(state(env), "BHB", market((0, 0, 0, 0, TRADED)), env)
+    _, _, outcome = step(state(env), "BHB", by_hand((0, 0, 0, 0, TRADED)), env)
     assert money(outcome) == (0, 225, 150, 65)
 
 
 @pytest.mark.parametrize("flags", [REGULAR, NORMAL | HOLE], ids=["no volume", "hole"])
 def test_no_fill_but_the_position_is_marked(flags):
     env = params()
-    world = market((-30, -20, -40, -20, flags))
+    world = by_hand((-30, -20, -40, -20, flags))
     _, after, outcome = step(state(env, 2, 2), "BHB", world, env)
     assert money(outcome) == (2 * -20 * 50, 0, 0, 0)
     assert (after.position, after.controls.desired) == (2, 5)
@@ -333,7 +309,7 @@ def test_no_fill_but_the_position_is_marked(flags):
 @pytest.mark.parametrize("flags", [REGULAR, NORMAL | HOLE], ids=["no volume", "hole"])
 def test_forced_sale_waits_for_a_bar_that_fills(flags):
     env = params()
-    world = market((0, 0, 0, 0, flags))
+    world = by_hand((0, 0, 0, 0, flags))
     _, after, _ = step(state(env, 3, 3, halted=True), "HHH", world, env)
     assert (after.position, bool(after.halted)) == (3, True)
     _, after, _ = step(after, "HHH", world, env)
@@ -343,7 +319,7 @@ def test_forced_sale_waits_for_a_bar_that_fills(flags):
 @pytest.mark.parametrize(("position", "gap"), [(2, 400), (-2, 400), (2, -400)])
 def test_roll_charges_both_sides_and_its_gap_is_nobodys(position, gap):
     env = params(allow_short=True)
-    world = market((gap, gap + 3, gap, gap + 3, NORMAL | ROLL))
+    world = by_hand((gap, gap + 3, gap, gap + 3, NORMAL | ROLL))
     _, after, outcome = step(state(env, position, position), "HHH", world, env)
     assert money(outcome) == (position * 3 * 50, 2 * 150, 2 * 50, 2 * 36)
     assert outcome.fill.roll_cost == 2 * (150 + 50 + 36)
@@ -353,7 +329,7 @@ def test_roll_charges_both_sides_and_its_gap_is_nobodys(position, gap):
 
 def test_roll_with_an_order_charges_the_order_too_and_a_flat_account_nothing():
     env = params()
-    world = market((400, 400, 400, 400, NORMAL | ROLL))
+    world = by_hand((400, 400, 400, 400, NORMAL | ROLL))
     _, after, outcome = step(state(env, 2, 2), "BHB", world, env)
     assert money(outcome) == (0, 300 + 225, 100 + 75, 72 + 65)
     assert (outcome.fill.roll_cost, after.position) == (472, 5)
@@ -379,14 +355,14 @@ def bar(sign, open_, worst, close, flags=NORMAL):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_stop_inside_the_bar_fills_at_its_price_and_no_reentry(sign):
     before, env = stopped_at(sign)
-    _, after, outcome = step(before, "HHH", market(bar(sign, -10, -100, -20)), env)
+    _, after, outcome = step(before, "HHH", by_hand(bar(sign, -10, -100, -20)), env)
     assert money(outcome) == (2 * -100 * 50, 150, 50, 36)
     assert (after.position, after.stop, after.controls.desired) == (0, 0, 0)
     assert outcome.fill.stopped
 
     # an order of the same bar fills first; both are paid, and the larger position is stopped anew
     verbs = "bHB" if sign > 0 else "sHS"
-    _, after, outcome = step(before, verbs, market(bar(sign, -10, -110, -20)), env)
+    _, after, outcome = step(before, verbs, by_hand(bar(sign, -10, -110, -20)), env)
     assert money(outcome) == ((2 * -10 + 3 * -100) * 50, 75 + 225, 25 + 75, 13 + 65)
     assert (after.position, after.controls.desired) == (0, 0)
 
@@ -395,7 +371,7 @@ def test_stop_inside_the_bar_fills_at_its_price_and_no_reentry(sign):
 def test_gap_through_the_stop_fills_at_the_open_and_the_order_lapses(sign):
     before, env = stopped_at(sign)
     verbs = "BHB" if sign > 0 else "SHS"
-    _, after, outcome = step(before, verbs, market(bar(sign, -150, -300, -250)), env)
+    _, after, outcome = step(before, verbs, by_hand(bar(sign, -150, -300, -250)), env)
     assert money(outcome) == (2 * -150 * 50, 150, 50, 36)
     assert (after.position, after.stop, after.controls.desired) == (0, 0, 0)
     assert (outcome.fill.traded, bool(outcome.fill.stopped)) == (0, True)
@@ -405,7 +381,7 @@ def test_gap_through_the_stop_fills_at_the_open_and_the_order_lapses(sign):
 def test_stop_is_left_alone_one_tick_before_it_and_without_volume(sign):
     before, env = stopped_at(sign)
     for world in (bar(sign, 0, -99, -50), bar(sign, -120, -130, -50, REGULAR)):
-        _, after, outcome = step(before, "HHH", market(world), env)
+        _, after, outcome = step(before, "HHH", by_hand(world), env)
         assert money(outcome) == (2 * -50 * 50, 0, 0, 0)
         assert (after.position, after.stop) == (2 * sign, PRICE - 100 * sign)
 
@@ -414,7 +390,7 @@ def test_stop_is_left_alone_one_tick_before_it_and_without_volume(sign):
 def test_stop_moves_with_additions_flips_and_rolls_only(sign):
     before, env = stopped_at(sign)
     up, down = ("B", "S") if sign > 0 else ("S", "B")
-    world = market(bar(sign, 40, 40, 40))
+    world = by_hand(bar(sign, 40, 40, 40))
     for verbs, position, stop in (
         (f"{up}H{up}", 5, 40 - 100),
         (f"{down.lower()}H{down}", 1, -100),
@@ -424,7 +400,7 @@ def test_stop_moves_with_additions_flips_and_rolls_only(sign):
         assert (after.position, after.stop) == (sign * position, PRICE + sign * stop)
     # a roll of −500 ticks takes the stop along: no gap-through
     rolled = bar(sign, -500, -590, -520, NORMAL | ROLL)
-    _, after, outcome = step(before, "HHH", market(rolled), env)
+    _, after, outcome = step(before, "HHH", by_hand(rolled), env)
     assert (after.position, after.stop) == (2 * sign, PRICE - 600 * sign)
     assert outcome.fill.gross == 2 * -20 * 50
 
@@ -435,7 +411,7 @@ def test_stop_moves_with_additions_flips_and_rolls_only(sign):
 def test_daily_loss_is_flat_at_the_next_open_until_the_next_session():
     env = params()
     quiet = (-1_001,) * 4
-    world = market(
+    world = by_hand(
         (0, 0, -1_001, -1_001, NORMAL),  # 6 contracts lose $3,003 of $100,000
         (*quiet, NORMAL),
         (*quiet, NORMAL),
@@ -462,7 +438,7 @@ def test_daily_loss_is_flat_at_the_next_open_until_the_next_session():
 
 def test_daily_loss_of_less_than_the_limit_halts_nothing():
     env = params()
-    _, now, _ = step(state(env, 6, 6), "HHH", market((0, 0, -999, -999, NORMAL)), env)
+    _, now, _ = step(state(env, 6, 6), "HHH", by_hand((0, 0, -999, -999, NORMAL)), env)
     assert not now.halted
 
 
@@ -487,7 +463,7 @@ def test_ruin_and_margin_call_terminate_and_drawdown_truncates(
     move, settings, position, reason, terminated
 ):
     env = params(**settings)
-    world = market((0, max(move, 0), min(move, 0), move, NORMAL))
+    world = by_hand((0, max(move, 0), min(move, 0), move, NORMAL))
     _, after, outcome = step(state(env, position, position), "HHH", world, env)
     truncated = reason == DRAWDOWN
     assert (after.closed, outcome.terminated, outcome.truncated) == (reason, terminated, truncated)
@@ -502,7 +478,7 @@ def test_ruin_and_margin_call_terminate_and_drawdown_truncates(
 
 def test_drawdown_is_measured_from_the_peak():
     env = params(daily_loss=1.0)
-    world = market((0, 4_000, 0, 4_000, NORMAL), (4_000, 4_000, -6_000, -6_000, NORMAL))
+    world = by_hand((0, 4_000, 0, 4_000, NORMAL), (4_000, 4_000, -6_000, -6_000, NORMAL))
     _, after, _ = step(state(env, 6, 6), "HHH", world, env)
     _, after, _ = step(after, "HHH", world, env)  # $112,000 to $82,000: 26.8 %
     assert (after.peak, after.closed) == (EQUITY + 1_200_000, DRAWDOWN)
@@ -511,7 +487,7 @@ def test_drawdown_is_measured_from_the_peak():
 @pytest.mark.parametrize(("played", "ended"), [(3, False), (4, True)])
 def test_the_windows_last_step_truncates(played, ended):
     env = params(episode_length=5)
-    _, after, outcome = step(state(env, steps=played), "HHH", market(), env)
+    _, after, outcome = step(state(env, steps=played), "HHH", by_hand(), env)
     assert (outcome.terminated, outcome.truncated) == (False, ended)
     assert (after.t, after.steps) == (1, played + 1)
 
@@ -524,7 +500,7 @@ def test_only_auto_reset_starts_a_new_window():
     batch = jax.tree.map(lambda x: jnp.stack([x] * 4), used)
     done = jnp.array([True, False, True, False])
     reset = jax.jit(partial(auto_reset, config=config))
-    after = reset(jax.random.key(0), batch, done, market(), env)
+    after = reset(jax.random.key(0), batch, done, by_hand(), env)
     at = lambda i: jax.device_get(jax.tree.map(lambda x: x[i], after))  # noqa: E731
     for i in (1, 3):
         jax.tree.map(np.testing.assert_array_equal, at(i), jax.device_get(used))
@@ -537,22 +513,26 @@ def test_only_auto_reset_starts_a_new_window():
 # -- the whole state space ----------------------------------------------------------------------
 
 
-class Bounded(Replay):
+class Bounded(replay.Tactical):
     """The independent account under given bounds."""
 
     def bounds(self):
         return self.given
 
+    def mandate(self):
+        return self.kept
+
 
 @pytest.mark.parametrize("allow_short", [False, True])
 def test_masks_and_orders_against_brute_force_over_every_state(allow_short):
-    """p, D, L, leverage cap and forced flat for at most 4 contracts, lots 1 / 2."""
+    """p, D, L, leverage cap, forced flat and mandate for at most 4 contracts, lots 1 / 2."""
     settings = Settings(max_contracts=4, lots_small=1, lots_large=2, allow_short=allow_short)
     low = -4 if allow_short else 0
+    mandates = [(low, 4), (0, 2), (0, 0), *([(-2, 0)] if allow_short else [])]
     space = np.array([
-        (p, d, limit, cap, flat)
-        for p, d, limit, cap, flat in itertools.product(
-            range(low, 5), range(low, 5), range(5), range(5), (0, 1)
+        (p, d, limit, cap, flat, *mandate)
+        for p, d, limit, cap, flat, mandate in itertools.product(
+            range(low, 5), range(low, 5), range(5), (0, 1, 3), (0, 1), mandates
         )
         if abs(d) <= limit
     ])  # fmt: skip
@@ -562,28 +542,25 @@ def test_masks_and_orders_against_brute_force_over_every_state(allow_short):
     @jax.jit
     @jax.vmap
     def ours(row):
-        position, desired, limit, cap, flat = row
+        position, desired, limit, cap, flat, least, most = row
         controls = tactical.Controls(desired, limit)
         now = core.start(jnp.int32(0), env, tactical).replace(position=position, controls=controls)
-        bounds = Bounds(
-            low=-jnp.maximum(cap, -position) if allow_short else jnp.int32(0),
-            high=jnp.maximum(cap, position),
-            flat=flat == 1,
-        )
+        low = -jnp.maximum(cap, -position) if allow_short else jnp.int32(0)
+        bounds = worlds.bounds(low, jnp.maximum(cap, position), flat == 1, least, most)
         order = jax.vmap(lambda a: tactical.compose(now, a, bounds, env))(jnp.asarray(every))
         orders = (order.trade, order.wanted, order.controls.desired, order.controls.limit)
         return tactical.masks(now, bounds, env), jnp.stack(orders, axis=1)
 
     masks, orders = jax.device_get(ours(jnp.asarray(space, dtype=jnp.int32)))
-    replay = Bounded(settings, None, None, None, t=0)
+    slow = Bounded(settings, None, None, None, t=0)
     rng = np.random.default_rng(0)
     for row, mask, order in zip(space.tolist(), masks, orders, strict=True):
-        replay.position, replay.desired, replay.limit, cap, flat = row
-        p = replay.position
-        replay.given = (-max(cap, -p) if allow_short else 0, max(cap, p), bool(flat))
-        np.testing.assert_array_equal(mask, replay.masks(), err_msg=str(row))
+        slow.position, slow.desired, slow.limit, cap, flat, *slow.kept = row
+        p = slow.position
+        slow.given = (-max(cap, -p) if allow_short else 0, max(cap, p), bool(flat))
+        np.testing.assert_array_equal(mask, slow.masks(), err_msg=str(row))
         for i in rng.integers(0, len(every), 20):
-            assert replay.compose(every[i].tolist()) == tuple(order[i]), (row, every[i])
+            assert slow.compose(every[i].tolist()) == tuple(order[i]), (row, every[i])
 
     # an illegal action is HOLD by another name, whatever anybody chooses: no state excepted
     order = orders.reshape(-1, 5, 5, 5, 4)
@@ -600,7 +577,7 @@ def test_bounds_come_from_equity_and_price():
     price = jnp.int32(PRICE)
     for equity, cap in ((EQUITY, 10), (9_999_999, 9), (999_999, 0), (0, 0), (-EQUITY, 0)):
         assert account.leverage_cap(jnp.int32(equity), price, env) == cap
-    bounds = account.bounds(state(env, -12, equity=5_000_000), market(), env)
+    bounds = account.bounds(state(env, -12, equity=5_000_000), by_hand(), env)
     assert (bounds.low, bounds.high, bool(bounds.flat)) == (-12, 5, False)
 
 
@@ -620,7 +597,7 @@ def test_bounds_come_from_equity_and_price():
 def test_neutral_agents_hold_and_trade_all_that_is_wanted(start, decided, neutral):
     env_params = params()
     env_state = state(env_params, *start)
-    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(6), flat=jnp.bool_(False))
+    bounds = worlds.bounds(0, 6)
     actions = jnp.array([VERBS.index(v) for v in decided])
     found = tactical.neutral(env_state, actions, bounds, env_params)
     assert "".join(VERBS[a] for a in found.tolist()) == neutral
@@ -632,7 +609,7 @@ def test_neutral_agents_hold_and_trade_all_that_is_wanted(start, decided, neutra
 def test_small_works_an_order_that_the_other_verbs_give_whole():
     """With lots of 4 a position is desired by fours; SMALL trades one contract, LARGE all."""
     env_params = params(lots_small=4, lots_large=4, max_contracts=4)
-    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(4), flat=jnp.bool_(False))
+    bounds = worlds.bounds(0, 4)
     for execution, trade in (("b", 1), ("B", 4), ("s", 0), ("H", 0)):
         actions = jnp.array([VERBS.index(v) for v in "bH" + execution])
         env_state = state(env_params, 0, 0, 4)
@@ -642,7 +619,7 @@ def test_small_works_an_order_that_the_other_verbs_give_whole():
 @pytest.mark.parametrize(("work", "path"), [(False, [3, 6, 6]), (True, [1, 2, 3])])
 def test_follow_trades_at_once_or_one_by_one(work, path):
     env_params = params()
-    bounds = Bounds(low=jnp.int32(0), high=jnp.int32(6), flat=jnp.bool_(False))
+    bounds = worlds.bounds(0, 6)
     env_state, seen = state(env_params, 0, 0, 6), []
     for _ in path:
         actions = tactical.follow(env_state, jnp.int32(6), jnp.bool_(work), env_params)

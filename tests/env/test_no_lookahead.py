@@ -62,7 +62,7 @@ def test_nothing_up_to_t_depends_on_bars_after_t():
         return jax.lax.scan(body, start, keys)[1]
 
     def market_of(bars: Bars):
-        built = arrays.build_market(bars, settings, setup.split.train, 100)
+        built = arrays.build_market(bars, settings, tactical, setup.split.train, 100)
         return built.replace(
             starts=jnp.full_like(built.starts, first),
             num_starts=jnp.int32(1),

@@ -3,13 +3,51 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env import arrays
-from gm_jax.env.types import HOLE, REGULAR, ROLL, SESSION_END, SESSION_START, TRADED, Market
+from gm_jax.env import arrays, stances
+from gm_jax.env.types import HOLE, REGULAR, ROLL, SESSION_END, SESSION_START, TRADED, Bounds, Market
+from gm_jax.market.regimes import REGIMES
 from gm_jax.settings import Settings
 
 
+BARS = 8
+PRICE = 60_000  # ticks: $15,000 a point, $30,000 a contract of MNQ, $300,000 of NQ
+NORMAL = TRADED | REGULAR
+# laws of the next bar by stance, made up; the last is the unconditional one
+LAW = stances.Law(
+    mean=jnp.float32([0.0, 0.1, -0.1, -0.3, 0.0, 0.0, 0.0]),
+    deviation=jnp.float32([0.9, 1.0, 1.0, 2.0, 1.5, 0.6, 1.1]),
+    centre=jnp.float32([0.01, -0.02, -0.03, -0.3, -0.1, 0.02]),
+)
+
+
+def by_hand(*rows: tuple[int, int, int, int, int], **changes) -> Market:
+    """Build (open, high, low, close, flags) after a quiet bar 0, in ticks relative to PRICE."""
+    rows = [(0, 0, 0, 0, NORMAL), *rows]
+    rows += [(rows[-1][3],) * 4 + (NORMAL,)] * (BARS - len(rows))
+    bars = np.array(rows)
+    bars[:, :4] += PRICE
+    gap = np.append(0, bars[1:, 0] - bars[:-1, 3])
+    world = Market(
+        bars=jnp.asarray(np.insert(bars, 4, gap, axis=1), dtype=jnp.int32),
+        features=jnp.zeros((BARS, 1)),
+        impact=jnp.full(BARS, 0.5),
+        atr=jnp.full(BARS, 100.0),
+        signals=jnp.zeros((BARS, 3)),
+        mandate=jnp.tile(jnp.float32([-1, 1]), (BARS, 1)),
+        starts=jnp.arange(BARS, dtype=jnp.int32),
+        num_starts=jnp.int32(2),
+        mean=jnp.zeros(1),
+        scale=jnp.ones(1),
+        law=LAW,
+    )
+    return world.replace(**{k: jnp.asarray(v, getattr(world, k).dtype) for k, v in changes.items()})
+
+
 def random_market(seed: int, bars: int = 1_200, session: int = 60, features: int = 6) -> Market:
-    """Draw bars with large moves, gaps, holes, rolls and bars without volume."""
+    """Draw bars with large moves, gaps, holes, rolls and bars without volume.
+
+    A third of the sessions have a mandate; volatility and regimes have nothing to do with prices.
+    """
     rng = np.random.default_rng(seed)
     open_, close = np.empty(bars, int), np.empty(bars, int)
     price = 60_000
@@ -31,16 +69,35 @@ def random_market(seed: int, bars: int = 1_200, session: int = 60, features: int
         + HOLE * (rng.random(bars) < np.where(starts, 0.9, 0.01))
     )
     impact = rng.random(bars) * 3
+    atr = rng.uniform(300, 1500, bars)
+    inputs = rng.standard_normal((bars, features))
+    sessions = -(-bars // session)
+    sides = np.where(rng.random((sessions, 1)) < 1 / 3, rng.integers(0, 4, (sessions, 2)) / 3, 1)
+    volatility = np.exp(rng.uniform(np.log(0.01), np.log(0.5), bars))
+    regime = np.repeat(rng.integers(0, len(REGIMES), bars // 4 + 1), 4)[:bars]
+    signals = np.stack([volatility, rng.standard_t(3, bars), regime], axis=1)
     return Market(
         bars=jnp.asarray(np.stack([open_, high, low, close, gap, flags], 1), dtype=jnp.int32),
-        features=jnp.asarray(rng.standard_normal((bars, features)), dtype=jnp.float32),
+        features=jnp.asarray(inputs, dtype=jnp.float32),
         impact=jnp.asarray(impact, dtype=jnp.float32),
-        atr=jnp.asarray(rng.uniform(300, 1500, bars), dtype=jnp.float32),
+        atr=jnp.asarray(atr, dtype=jnp.float32),
+        signals=jnp.asarray(signals, dtype=jnp.float32),
+        mandate=jnp.asarray(np.repeat(sides * [-1, 1], session, 0)[:bars], dtype=jnp.float32),
         starts=jnp.arange(bars, dtype=jnp.int32),
         num_starts=jnp.int32(100),
         mean=jnp.zeros(features),
         scale=jnp.ones(features),
+        law=LAW,
     )
+
+
+def bounds(low, high, flat=False, least=-10**6, most=10**6, opens=False, unit=1.0, signals=()):
+    """Return what account and market admit, given by hand."""
+    contracts = (jnp.asarray(x, jnp.int32) for x in (low, high, least, most))
+    bits = (jnp.asarray(x, bool) for x in (flat, opens))
+    names = ("low", "high", "least", "most", "flat", "opens")
+    given = dict(zip(names, (*contracts, *bits), strict=True))
+    return Bounds(**given, unit=jnp.float32(unit), signals=jnp.float32(signals))
 
 
 def random_settings(rng: np.random.Generator, allow_short: bool) -> Settings:

@@ -37,7 +37,7 @@ class LongTeam:
     """Three agents; the position is 1, or with `chosen` 1 where the first agent does not HOLD."""
 
     AGENTS, ACTIONS, TERMS = tactical.AGENTS, tactical.ACTIONS, tactical.TERMS
-    NEUTRAL = tactical.NEUTRAL
+    NEUTRAL, RANDOM_BITS = tactical.NEUTRAL, tactical.RANDOM_BITS
     initial, random = staticmethod(tactical.initial), staticmethod(tactical.random)
     role_values, stopped = staticmethod(tactical.role_values), staticmethod(tactical.stopped)
     follow = staticmethod(tactical.follow)
@@ -67,10 +67,13 @@ def market(moves: np.ndarray, signal: np.ndarray) -> Market:
         features=jnp.asarray(signal[:, None], dtype=jnp.float32),
         impact=jnp.zeros(len(moves)),
         atr=jnp.ones(len(moves)),
+        signals=jnp.zeros((len(moves), 0)),
+        mandate=jnp.tile(jnp.float32([-1, 1]), (len(moves), 1)),
         starts=jnp.arange(len(moves), dtype=jnp.int32),
         num_starts=jnp.int32(len(moves) - 100),
         mean=jnp.zeros(1),
         scale=jnp.ones(1),
+        law=None,
     )
 
 

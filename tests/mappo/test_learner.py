@@ -193,7 +193,7 @@ def test_windows_start_only_where_no_hole_or_roll_follows():
     bars, length = setup.loaded.bars, setup.episode_length
     broken = {k: rng.random(len(bars)) < 0.002 for k in ("hole", "roll")}
     bars = dataclasses.replace(bars, **broken)
-    market = arrays.build_market(bars, setup.settings, setup.split.train, length)
+    market = arrays.build_market(bars, setup.settings, setup.system.team, setup.split.train, length)
     env = core.reset_many(jax.random.key(0), 2_000, market, setup.params, setup.system.team)
     first, end = setup.split.train
     assert env.t.min() >= first

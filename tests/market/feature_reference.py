@@ -60,7 +60,7 @@ class Reference:
 
     def __init__(self, bars):
         self.times, o, h, low, c, v, roll = (list(column) for column in vars(bars).values())
-        self.labels = {}
+        self.labels, self.calms = {}, []
         self.o, self.h, self.l, self.c, self.v, self.raw = o[:], h[:], low[:], c[:], v, c
         for t in range(1, len(c)):
             if roll[t]:
@@ -152,6 +152,28 @@ class Reference:
         stop = end.replace(hour=17, minute=0)
         return ((stop if end <= stop else stop + timedelta(days=1)) - end).total_seconds() / 60
 
+    def calm(self, t):
+        """Return by the season of |return|, from all bars before."""
+        if not self.calms:
+            self.calms, self.seasons, before = [math.nan], [1.0], {}
+            for k in range(1, len(self.c)):
+                size, slot = abs(self.ret(k)), self.clock(k).time()
+                here, ever = before.setdefault(slot, []), [a for s in before.values() for a in s]
+                known = here and sum(here) > 0
+                season = statistics.fmean(here) / statistics.fmean(ever) if known else 1
+                self.seasons.append(season)
+                self.calms.append(self.ret(k) / season)
+                here.append(size)
+        return self.calms[t]
+
+    def annual_volatility(self, t, n):
+        block = max(d for d in range(1, n + 1) if n % d == 0 and d * d <= n)
+        used = [min(n, count // block * block) for count in (t, t + 1)]  # returns, seasons
+        self.calm(t)
+        squares = statistics.fmean(self.ret(k) ** 2 for k in range(t - used[0] + 1, t + 1))
+        seasons = statistics.fmean(self.seasons[k] ** 2 for k in range(t - used[1] + 1, t + 1))
+        return math.sqrt(squares / seasons * 252 * 23 * 60 / MINUTES)
+
     def label(self, t, n):
         if n not in self.labels:
             slots = [self.clock(k).time() for k in range(len(self.c))]
@@ -191,6 +213,11 @@ MEAN, STD = statistics.fmean, statistics.pstdev
 REFERENCES = {
     "return": lambda r, t, n: r.ret(t, n),
     "volatility": lambda r, t, n: STD([r.ret(k) for k in range(t - n + 1, t + 1)]),
+    "seasonal_return": Reference.calm,
+    "annual_volatility": Reference.annual_volatility,
+    "sma_cross": lambda r, t, fast, slow: (
+        MEAN(r.last(r.c, t, fast)) / MEAN(r.last(r.c, t, slow)) - 1
+    ),
     "volume": lambda r, t, n: r.v[t] / MEAN(r.last(r.v, t, n)) - 1,
     "momentum": Reference.momentum,
     "rsi": Reference.rsi,

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gm_jax.market import features as ft
 from gm_jax.market.calendar import MINUTE, regular_hours
-from gm_jax.market.ops import half_life_weight
+from gm_jax.market.loader import load
+from gm_jax.market.ops import block, half_life_weight
 from gm_jax.market.readers import Batch
 from gm_jax.market.regimes import REGIMES
 from gm_jax.market.registry import parameters
@@ -26,6 +27,7 @@ from tests.market.feature_reference import MINUTES, REFERENCES, Quotes, Referenc
 POINTS = ("atr_14", "change_std_20", "mean_notional_20")
 TIMED = ("time_of_day", "minutes_to_break_1380", "minutes_to_break_60", "regular_hours")
 REGIME = ("regime_40", *(f"{name.lower()}_40" for name in REGIMES[1:]))
+SEASONAL = ("seasonal_return", "annual_volatility_40", "annual_volatility_7")
 RECURSIVE = (
     *("rsi_14", "price_ema_20", "ewma_momentum_10", "macd_12_26_9", "macd_line_12_26"),
     *("atr_14", "atr_ratio_14"),
@@ -34,9 +36,9 @@ OBSERVED = (
     *dict.fromkeys(ft.TACTICAL_FEATURES + ft.STRATEGIC_FEATURES),
     *("price_ema_20", "ewma_momentum_10", "macd_line_12_26", "bollinger_width_20", "channel_20"),
     *("drawdown_60", "atr_ratio_14", "volume_zscore_20", "vwap_20", "money_flow_14"),
-    *("volume_price_20", *TIMED, *REGIME),
+    *("volume_price_20", "sma_cross_5_20", *TIMED, *SEASONAL, *REGIME),
 )
-WINDOWED = tuple(n for n in OBSERVED + POINTS if n not in RECURSIVE + TIMED + REGIME)
+WINDOWED = tuple(n for n in OBSERVED + POINTS if n not in RECURSIVE + TIMED + SEASONAL + REGIME)
 LENGTHS = {0: [""], 1: ["_1", "_3"], 2: ["_1_2"], 3: ["_1_2_2"]}
 SHORT = tuple(
     stem + lengths for stem in sorted(ft.REGISTRY) for lengths in LENGTHS[len(parameters(stem))]
@@ -214,7 +216,7 @@ def test_roll_gaps_are_not_seen(names, gap, tolerance):
     for at in (300, 340, 341, 390, 450):
         rolled = with_gap(rolled, at, **gap)
     expected, found = ft.compute(names, bars), ft.compute(names, rolled)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=tolerance)
     unmarked = ft.compute(names, replace(rolled, roll=bars.roll))
     seen = abs(unmarked - expected)[300:].max(axis=0) > 100 * tolerance
     assert all(seen | np.char.startswith(names, "volume_") | np.isin(names, TIMED))
@@ -266,6 +268,9 @@ def test_warmup_of_lists():
     assert ft.warmup(["rsi_14"]) == ft.warmup(["atr_14"]) == 1 + 13 + 7 * 14
     assert ft.warmup(ft.TACTICAL_FEATURES) == 112
     assert ft.warmup(ft.STRATEGIC_FEATURES) == 25 + 95 + 8 + 35
+    assert ft.warmup(["seasonal_return"]) == 1
+    assert ft.warmup(["annual_volatility_920"]) == 23  # one block
+    assert ft.warmup(["sma_cross"]) == 19
     assert ft.warmup([]) == 0
 
 
@@ -292,6 +297,95 @@ def test_bounds(name, bound):
     c = 100 * np.append(np.ones(300), 1.5 ** np.arange(1, 30))
     top = ft.compute([name], quotes(c, np.append(np.zeros(328), 9.0)))[200:].max()
     assert 0.75 * bound < top <= bound
+
+
+# sums in blocks
+
+
+@pytest.mark.parametrize(
+    ("n", "size"), [(1, 1), (2, 1), (7, 1), (9, 3), (12, 3), (40, 5), (720, 24), (920, 23)]
+)
+def test_blocks_are_the_window(n, size):
+    values = np.random.default_rng(n).normal(0, 1, 2_500)
+    values[0] = np.nan
+    x = Batch(make_bars(2_500))
+    assert block(n) == size
+    sums, found = x.block_sums(values, n), x.long_mean(values, n)
+    assert len(sums) == n // size
+    for t in (size, size + 1, 2 * size + 3, n - 1, n, n + 1, 2_499):
+        used = min(n, t // size * size)
+        if used:
+            assert found[t] == pytest.approx(values[t - used + 1 : t + 1].mean(), abs=1e-14)
+        for age, added in enumerate(reversed(sums)):
+            end = t - age * size
+            inside = values[max(0, end - size + 1) : end + 1]
+            if end >= size:
+                assert added[t] == pytest.approx(inside.sum(), abs=1e-12)
+            else:
+                assert np.isnan(added[t])
+    assert np.isnan(found[:size]).all()
+    assert np.isfinite(found[size:]).all()
+
+
+def test_long_windows_take_few_steps_and_remember_little():
+    reader = ft.FeatureStream(["annual_volatility_920"], MINUTES)
+    bars = [tuple(bar) for bar in make_bars(2)]
+    reader.update(*bars[0])
+    steps = 0
+
+    def count(frame, event, argument):
+        nonlocal steps
+        steps += event == "call"
+
+    sys.setprofile(count)
+    try:
+        reader.update(*bars[1])
+    finally:
+        sys.setprofile(None)
+    assert steps < 500  # two windows
+    lengths = sorted(len(slot) for slot in reader.state()["slots"])
+    assert lengths[-6:] == [23, 23, 898, 898, 1_441, 1_441]  # blocks, their windows, times of day
+
+
+def test_annual_volatility_of_a_random_walk():
+    rng, sd = np.random.default_rng(18), 0.2 / np.sqrt(252 * 276)
+    moves = rng.normal(0, sd, 60_000)
+    found = ft.compute(["annual_volatility_5520"], quotes(np.cumprod(1 + moves), np.ones(60_000)))
+    assert found[40_000:].mean() == pytest.approx(0.2, rel=0.02)
+    half = ft.compute(
+        ["annual_volatility_5520"], quotes(np.cumprod(1 + moves / 2), np.ones(60_000))
+    )
+    np.testing.assert_allclose(half[100:], found[100:] / 2, rtol=1e-9)
+
+
+def test_annual_volatility_is_that_of_the_bars_own_length():
+    bars = make_bars(2_000, 19)
+    bars.time = clock(2_000, 30)[0]
+    bars.minutes = 30
+    x, short, calm = ft.compute(["annual_volatility_40", "return_1", "seasonal_return"], bars).T
+    mean = lambda a: np.convolve(a[1:] ** 2, np.ones(40), "valid")  # noqa: E731
+    found = np.sqrt(mean(short) / mean(short / calm))
+    np.testing.assert_allclose(x[40:], found * np.sqrt(252 * 46), rtol=1e-12)
+
+
+def test_seasonal_return_has_no_time_of_day():
+    T = 276 * 200
+    slot = np.arange(T) % 276
+    moves = np.random.default_rng(20).normal(0, 1e-3, T) * (1 + 4 * (slot < 60))
+    raw, calm = ft.compute(
+        ["return_1", "seasonal_return"], quotes(np.cumprod(1 + moves), np.ones(T))
+    )[276 * 50 :].T
+    wild = slot[276 * 50 :] < 60
+    assert abs(raw[wild]).mean() / abs(raw[~wild]).mean() > 4.8
+    assert abs(calm[wild]).mean() / abs(calm[~wild]).mean() == pytest.approx(1, abs=0.02)
+    assert abs(calm).mean() == pytest.approx(abs(raw).mean(), rel=0.02)  # the season has mean 1
+
+
+def test_annual_volatility_of_real_bars(shared_data):
+    bars, _ = load(shared_data / "NQ - 30 min - ETH.csv", 30)
+    found = ft.compute(["annual_volatility_920"], bars)[:, 0]
+    assert np.median(found[1_000:]) == pytest.approx(0.19, abs=0.01)
+    assert 0.1 < found[60:920].min() < found[60:920].max() < 0.35  # nor is it wild while young
 
 
 # the stream's state
@@ -331,14 +425,18 @@ def test_lengths_may_be_left_out():
     [
         ("retrun_60", "did you mean 'return_60'"),
         ("price_smaa_20", "did you mean 'price_sma_20'"),
-        ("zzz", "known: atr, atr_ratio, bear_trend"),
-        ("", "known: atr"),
+        ("zzz", "known: annual_volatility, atr, atr_ratio"),
+        ("", "known: annual_volatility, atr"),
         ("return", "expected return_LENGTH"),
         ("rsi_0", "from 1 to 99999"),
         ("rsi_14_3", "expected rsi_LENGTH"),
         ("rsi_-4", "unknown feature"),
         ("macd_26_12_9", "'macd_26_12_9': got fast 26 and slow 12"),
         ("macd_line_9_9", "got fast 9 and slow 9"),
+        ("sma_cross_20_5", "'sma_cross_20_5': got fast 20 and slow 5"),
+        ("sma_cross_5_5", "the fast length must be the smaller"),
+        ("annual_volatility", "expected annual_volatility_LENGTH, whole numbers"),
+        ("seasonal_return_3", "expected seasonal_return, without lengths"),
         ("crisis", "expected crisis_LENGTH, whole numbers"),
         ("time_of_day_5", "expected time_of_day, without lengths"),
         ("ewma_momentum_0", "expected ewma_momentum_HALF_LIFE"),

@@ -16,7 +16,7 @@ from gm_jax.systems import TACTICAL
 path, n = sys.argv[1], 1_000_000
 writing.write_csv(synthetic.generate("martingale", bars=n, minutes=5, seed=1).bars, path)
 bars, report = loader.load(path, 5)
-market = build_market(bars, TACTICAL.settings, (0, n * 7 // 10), TACTICAL.settings.episode_length)
+market = build_market(bars, TACTICAL.settings, TACTICAL.team, (0, n * 7 // 10), 1_000)
 unit = 1 if sys.platform == "darwin" else 1024
 print(json.dumps({
     "rows": report.rows_read,

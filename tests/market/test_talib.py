@@ -20,6 +20,7 @@ def bollinger(k):
 CASES = {
     "return_60": lambda: talib.ROC(C, 60) / 100,
     "price_sma_20": lambda: C / talib.SMA(C, 20) - 1,
+    "sma_cross_5_20": lambda: talib.SMA(C, 5) / talib.SMA(C, 20) - 1,
     "price_ema_20": lambda: C / talib.EMA(C, 20) - 1,
     "rsi_14": lambda: talib.RSI(C, 14) / 50 - 1,
     "macd_12_26_9": lambda: talib.MACD(C, 12, 26, 9)[2] / C,

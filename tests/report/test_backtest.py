@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.env import arrays, core, tactical
+from gm_jax.env import arrays, core, direct, tactical
 from gm_jax.env.types import FLAGS, REGULAR
 from gm_jax.errors import UserError
 from gm_jax.mappo import networks
@@ -21,7 +21,8 @@ from gm_jax.market.synthetic import clock
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest, backtest_many
 from gm_jax.report.metrics import session_closes, session_returns, sharpe_ratio, summarise
-from gm_jax.run.evaluation import evaluate, fit_oracle, team_ledger
+from gm_jax.run.evaluation import evaluate, team_ledger
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.settings import Settings
 from tests.mappo.problems import planted_setup
 
@@ -57,17 +58,17 @@ def history(moves, price=15_000.0, roll=(), hole=()) -> Bars:
 
 
 def hold(contracts, bars, first=0, count=8, **changes):
-    """Backtest buy-and-hold from FIRST + first on."""
+    """Backtest holding from FIRST + first on."""
     settings = HAND.replace(**changes)
-    market = arrays.build_market(bars, settings, (0, len(bars)), 10)
+    market = arrays.build_market(bars, settings, tactical, (0, len(bars)), 10)
     return backtest(
-        policies.buy_and_hold,
-        jnp.int32(contracts),
+        policies.planned,
+        jnp.full(len(bars), contracts, dtype=jnp.int32),
         bars,
         (FIRST + first, FIRST + first + count),
         market,
         arrays.env_params(settings, 10),
-        tactical,
+        direct,
     )
 
 
@@ -135,7 +136,7 @@ def test_after_its_end_an_account_stays_flat_and_says_so(close, changes, reason)
     up = close + 100
     path = [(15_000, 15_000), (15_000, 15_000), (15_000, close), (up, up), (up, 2 * up)]
     ledger = hold(4, history(path), count=300, **changes)  # into the next session
-    assert ledger.position[:5].tolist() == [0, 2, 4, 4, 0]
+    assert ledger.position[:5].tolist() == [0, 4, 4, 4, 0]
     assert not ledger.position[4:].any()
     assert not ledger.traded[4:].any()
     lost = int(4 * 200 * (15_000 - close))
@@ -146,13 +147,6 @@ def test_after_its_end_an_account_stays_flat_and_says_so(close, changes, reason)
     closed = summarise(ledger, 4)["closed_early"]
     assert closed["reason"] == reason
     assert closed["time"] == iso(ledger.time[3])
-
-
-@pytest.mark.parametrize("contracts", range(5))
-def test_buy_and_hold_gets_there_verb_by_verb(contracts):
-    ledger = hold(contracts, history([]))
-    assert ledger.position[-1] == contracts
-    assert ledger.traded.sum() == 2 * contracts
 
 
 @pytest.mark.parametrize("column", ["gross", "commission", "spread", "impact", "equity"])
@@ -181,20 +175,21 @@ def oracle():
 
 def run(policy, data, span=SPAN, **changes):
     setup = planted_setup(market_bars=12_000)
-    args = {"market": setup.market, "params": setup.params} | changes
-    return backtest(policy, data, setup.loaded.bars, span, team=tactical, **args)
+    args = {"market": setup.market, "params": setup.params, "team": tactical} | changes
+    return backtest(policy, data, setup.loaded.bars, span, **args)
 
 
 def returns_of(ledger):
     return session_returns(session_closes(ledger.start_equity, ledger.curve, ledger.session))
 
 
-def baselines():
+def everybody():
+    plan = jnp.zeros(len(planted_setup(market_bars=12_000).loaded.bars), dtype=jnp.int32)
     return {
-        "flat": (policies.flat, jnp.int32(0)),
-        "hold 5": (policies.buy_and_hold, jnp.int32(5)),
-        "random": (policies.random, jax.random.key(0)),
-        "oracle": (policies.oracle, oracle()),
+        "flat": (policies.planned, plan, direct),
+        "hold 5": (policies.planned, plan + 5, direct),
+        "random": (policies.random, jax.random.key(0), tactical),
+        "oracle": (policies.oracle, oracle(), tactical),
     }
 
 
@@ -202,7 +197,8 @@ def baselines():
 def test_everybody_acts_through_the_same_environment(name):
     """Lots, delay and costs are those of the team: the ledger follows from the positions."""
     setup = planted_setup(market_bars=12_000)
-    ledger = run(*baselines()[name])
+    policy, data, team = everybody()[name]
+    ledger = run(policy, data, team=team)
     bars = np.asarray(setup.market.bars)[slice(*SPAN)]
     after = np.append(ledger.position[1:], 0)
     np.testing.assert_array_equal(ledger.traded, np.abs(after - ledger.position))
@@ -218,7 +214,7 @@ def test_everybody_acts_through_the_same_environment(name):
     assert ledger.position.min() >= 0
     assert ledger.position.max() <= setup.settings.max_contracts
     grown = np.diff(ledger.position).max()
-    assert grown <= setup.settings.lots_large or name == "random"
+    assert grown <= setup.settings.lots_large or name in ("hold 5", "random")
     assert (ledger.traded.sum() > 0) == (name != "flat")
 
 
@@ -244,7 +240,8 @@ def test_the_backtest_is_the_environment_stepped_by_hand():
     assert ledger.time[0] == setup.loaded.bars.time[SPAN[0]]
 
     many = backtest_many(policies.random, key[None], 0, SPAN, setup.market, setup.params, tactical)
-    np.testing.assert_array_equal(many[0], ledger.curve)
+    np.testing.assert_array_equal(many.equity[0], ledger.curve)
+    np.testing.assert_array_equal(many.position[0], ledger.position)
 
 
 def test_the_oracle_does_not_know_the_future():

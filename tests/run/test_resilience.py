@@ -21,8 +21,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from gm_jax import cli
-from gm_jax.errors import UserError
-from gm_jax.run import checkpoint, evaluate, training
+from gm_jax.errors import NotFiniteError, UserError
+from gm_jax.run import checkpoint, evaluate, pace, training
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.source import Source
@@ -65,8 +65,8 @@ def bare(monkeypatch):
 
 
 def save_often(set_attribute=setattr):
-    set_attribute(training, "SAVE_SECONDS", 0)
-    set_attribute(training, "INTERVAL_SECONDS", 0)
+    set_attribute(pace, "SAVE_SECONDS", 0)
+    set_attribute(pace, "INTERVAL_SECONDS", 0)
 
 
 def begun(out, **changes):
@@ -401,7 +401,7 @@ def test_what_is_not_finite_is_named_and_never_saved(tmp_path, bare, numbers, sa
     run = begun(tmp_path / "run", **once)
     state, good = run.checkpoints.restore(run.setup), run.setup
     poison(run, **numbers)
-    with pytest.raises(training.NotFiniteError, match=rf"Iteration 1: {said}; .* iteration 0, is"):
+    with pytest.raises(NotFiniteError, match=rf"Iteration 1: {said}; .* iteration 0, is"):
         training.train(run)
     assert [row["iteration"] for row in run.directory.history()] == [1]  # to be looked at
     checkpoints = Checkpoints(run.directory.checkpoints)

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gm_jax.config import QUICK
 from gm_jax.env import tactical
 from gm_jax.mappo import learner
 from gm_jax.report import policies
 from gm_jax.report.attribution import contributions
 from gm_jax.report.backtest import backtest
 from gm_jax.report.metrics import summarise
-from gm_jax.run import evaluation, results
+from gm_jax.run import evaluation
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import TACTICAL
@@ -38,7 +38,7 @@ WORLDS = {
 
 def trained(market, seed, changes):
     """Train a team on its world; return its setup and the actor that validation chose."""
-    settings = TACTICAL.settings.replace(**(QUICK | MADE | changes), seed=seed)
+    settings = TACTICAL.settings.replace(**(TACTICAL.quick | MADE | changes), seed=seed)
     source = Source(market=market, seed=seed)
     setup = prepare(TACTICAL, settings, load(source, settings, TACTICAL.minutes))
     state = learner.init_state(jax.random.key(seed), setup.market, setup.params, setup.config)
@@ -46,7 +46,7 @@ def trained(market, seed, changes):
     state, _ = learner.train(
         state, jnp.int32(settings.num_episodes), *arguments, config=setup.config
     )
-    return setup, results.chosen(state).actor
+    return setup, learner.chosen(state).actor
 
 
 def contribution(setup, actor, agent, team=tactical):
@@ -73,7 +73,7 @@ def without(agent):
 def test_learns_to_buy_what_has_fallen():
     """At least 75 % of the Kalman filter's after-cost Sharpe out of sample, long-only."""
     setup, actor = trained("mean_reverting", 0, {"num_episodes": 32, "ent_coef": 0.003})
-    span, oracle = setup.split["test"], evaluation.fit_oracle(setup)
+    span, oracle = setup.split["test"], fit_oracle(setup)
     policy = evaluation.team_policy(setup.config)
     most = setup.settings.max_contracts
     args = (setup.loaded.bars, span, setup.market, setup.params, tactical)

@@ -138,7 +138,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path, whole):
 
 
 def splits_of(tmp_path, market, **changes):
-    settings = TACTICAL.settings.replace(**(config.QUICK | changes))
+    settings = TACTICAL.settings.replace(**(TACTICAL.quick | changes))
     run = training.start(TACTICAL, settings, Source(market=market), tmp_path / market)
     training.train(run)
     return json.loads((tmp_path / market / "validation_results.json").read_text())["splits"]
