@@ -140,7 +140,9 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         [
             f"{report['split']}: {results.headline(report)}",
             *results.table(report),
+            *results.chance(report),
             *results.worth(report),
+            *results.aims(report),
         ],
     )
     return FINE, report

@@ -60,38 +60,43 @@ def sizes(setup: Setup, team: Ledger, span: tuple[int, int]) -> tuple[int, int]:
     settings = setup.settings
     notional = setup.loaded.bars.close[span[0]] * settings.point_value_usd
     mean = float(np.abs(team.position).mean())
-    unlevered, same = settings.start_equity_usd / notional, mean
-    whole = (min(max(round(x), 1), settings.max_contracts) for x in (unlevered, same))
-    first, second = whole
-    return first, second if mean > 0 else 0
+    unlevered, same = (
+        min(max(round(contracts), 1), settings.max_contracts)
+        for contracts in (settings.start_equity_usd / notional, mean)
+    )
+    return unlevered, same if mean > 0 else 0
 
 
 def coin_flips(team: Ledger, most: int, short: bool, seed: int) -> np.ndarray:
     """Return positions drawn without looking, [n] i64, that trade and hold as much as the team.
 
-    A chain of two states, flat and c contracts, with c about twice the team's mean exposure E: it
-    holds for a share E / c of the time and leaves with probability turnover / (2 n E) a bar, so
-    that exposure and turnover are the team's in expectation. With shorts each entry draws its side.
+    A chain of two states, flat and c contracts, with c about twice the team's mean exposure E after
+    its first decision. It is in the second with probability E / c from the start. What the team
+    traded beside one way in and out, 2 E, is traded on the n − 2 bars between. So exposure and
+    turnover are the team's in expectation; where such a chain cannot trade as much, the exposure
+    is. With shorts each entry draws its side.
 
     Args:
-        team: ledger of n bars.
-        most: contracts.
+        team: ledger of n bars, flat in the first.
+        most: contracts that the team may hold.
         short: whether positions may be negative.
         seed: of the draws.
     """
     bars, rng = len(team.position), np.random.default_rng(seed)
-    mean = float(np.abs(team.position).mean())
+    mean = float(np.abs(team.position[1:]).mean()) if bars > 1 else 0.0
     if mean == 0:
         return np.zeros(bars, dtype=np.int64)
-    contracts = min(most, max(1, math.ceil(2 * mean)))
-    share = min(mean / contracts, 0.99)
-    leave = min(1.0, float(team.traded.sum()) / (2 * bars * mean))
-    enter = min(1.0, leave * share / (1 - share))
+    contracts = min(most, math.ceil(2 * mean))
+    share = mean / contracts
+    leave = (float(team.traded.sum()) / (2 * mean) - 1) / max(bars - 2, 1)
+    leave = min(leave, (1 - share) / share)
+    enter = leave * share / max(1 - share, 1e-9)
     draws = rng.random(bars)
     sides = np.where(rng.random(bars) < 0.5, -1, 1) if short else np.ones(bars, dtype=np.int64)
     plan, held = np.zeros(bars, dtype=np.int64), 0
     for i, draw in enumerate(draws.tolist()):
-        if draw < (leave if held else enter):
+        changes = draw < ((leave if held else enter) if i else share)
+        if changes:
             held = 0 if held else contracts * int(sides[i])
         plan[i] = held
     return plan

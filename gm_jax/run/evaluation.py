@@ -105,6 +105,7 @@ def comparison(setup: Setup, ledgers: dict[str, Ledger]) -> dict[str, Any]:
     mine = reports["team"]["sharpe_ratio"]
     return {
         "baselines": {k: v for k, v in reports.items() if k not in ("team", "oracle")},
+        "oracle": reports.get("oracle"),
         "oracle_sharpe": best_known,
         "oracle_share": mine / best_known if mine is not None and (best_known or 0) > 0 else None,
     }

@@ -20,7 +20,9 @@ from gm_jax.mappo import learner
 from gm_jax.market import resampling
 from gm_jax.market.bars import Bars
 from gm_jax.market.calendar import MINUTE
+from gm_jax.market.data_report import iso
 from gm_jax.market.split import Split
+from gm_jax.report.backtest import Ledger
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_ledger
@@ -79,7 +81,8 @@ def mandate(path: Path, bars: Bars) -> tuple[np.ndarray, tuple[str, ...]]:
     ledger = team_ledger(setup, networks, setup.split.test)
     share = ledger.target / setup.settings.max_contracts
     bounds = bounds_of(share, ledger.time + system.minutes * MINUTE, bars)
-    return bounds, (*inexact.warnings, *_seen(config, bars))
+    made = (f"the strategic team's {system.minutes}-minute bars: {x}" for x in inexact.warnings)
+    return bounds, (*made, *_seen(config, bars), *_over(ledger))
 
 
 def bounds_of(share: np.ndarray, known: np.ndarray, bars: Bars) -> np.ndarray:
@@ -100,6 +103,11 @@ def _on(directory: RunDirectory, bars: Bars) -> Setup:
     config = directory.config()
     system = SYSTEMS[config["system"]]
     settings = change(system.settings, config["settings"], str(directory.path))
+    if settings.tick_points != bars.tick:
+        raise UserError(
+            f"The strategic run {directory.path} has tick_points {settings.tick_points}, the bars "
+            f"have ticks of {bars.tick} points."
+        )
     warmup = arrays.warmup(settings.features, system.minutes, system.team)
     if len(bars) <= warmup + 1:
         raise UserError(
@@ -116,6 +124,18 @@ def _on(directory: RunDirectory, bars: Bars) -> Setup:
         Split(usable, usable, usable),
         market.replace(**scaler),
         (settings.episode_length, settings.rollout_length),
+    )
+
+
+def _over(ledger: Ledger) -> tuple[str, ...]:
+    """Warn where the strategic account was closed early."""
+    closed = ledger.closed_by()
+    if closed is None:
+        return ()
+    reason, row = closed
+    return (
+        f"The strategic account was closed by {reason} at {iso(ledger.time[row])}: from then on "
+        "its mandate admits nothing.",
     )
 
 

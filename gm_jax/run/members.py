@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.env.types import Array
-from gm_jax.errors import NotFiniteError
+from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner, members
 from gm_jax.mappo.types import Networks, TrainState
 from gm_jax.run import pace
@@ -59,8 +61,10 @@ def train_members(
 ) -> Iterator[Trained]:
     """Train a team for each number, in as few programs as fit the memory.
 
+    Their states lie in `<name>/` until `forget`: who is interrupted trains nothing twice.
+
     Args:
-        directory: of the run; the newest state lies in `<name>/` until a chunk is done.
+        directory: of the run.
         name: what the members are, for a person and for the folder.
         numbers: of the members; the seed of each is drawn from the run's.
         make: returns the setup of a member; all have the same shapes and settings.
@@ -71,43 +75,50 @@ def train_members(
     """
     if not numbers:
         return
-    first = make(numbers[0])
-    program = fitting_program(first, make(numbers[-1]), len(numbers))
+    program = fitting_program(make(numbers[0]), make(numbers[-1]), len(numbers))
     size = program.size
     for begin in range(0, len(numbers), size):
         chunk = tuple(numbers[begin : begin + size])
         setups = tuple(map(make, chunk))
         # the last chunk is filled up: one shape, one compilation
-        filled = [*setups, *setups[-1:] * (size - len(chunk))]
+        filler = size - len(chunk)
+        everyone = (*chunk, *chunk[-1:] * filler), (*setups, *setups[-1:] * filler)
         label = f"{name}: {begin + 1}-{begin + len(chunk)} of {len(numbers)}"
-        state = _train(directory.path / name, program, chunk, filled, label)
-        networks = jax.tree.map(partial(_first, len(chunk)), members.chosen(state))
-        yield Trained(chunk, setups, networks)
-        shutil.rmtree(directory.path / name, ignore_errors=True)
+        state = _train(directory.path / name, program, *everyone, label)
+        yield Trained(chunk, setups, jax.tree.map(partial(_first, len(chunk)), state))
 
 
 def _first(count: int, leaf: Array) -> Array:
     return leaf[:count]
 
 
+def forget(directory: RunDirectory, name: str) -> None:
+    """Remove the states of members whose results are written."""
+    shutil.rmtree(directory.path / name, ignore_errors=True)
+
+
 def fitting_program(one: Setup, other: Setup, count: int) -> Program:
     """Return the program of as many members as train within the memory that is free.
+
+    Chunks are equal, so that the last is filled up by few.
 
     Args:
         one: setup of a member.
         other: setup of another, to tell what they share.
         count: members there are.
     """
-    size = min(count, MOST)
     axes = members.axes_of([one.market, other.market] if count > 1 else [one.market])
+    chunks = math.ceil(count / MOST)
     while True:
+        size = math.ceil(count / chunks)
         compiled = _compile(one, axes, size)
         analysis: Any = compiled.memory_analysis()
-        needed = int(analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
+        # for a moment, what is stacked exists twice
+        needed = int(2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
         if size == 1 or needed < MEMORY_SHARE * _free():
             return Program(size, axes, compiled)
-        size = math.ceil(size / 2)
-        say(f"memory: {needed / 2**30:.1f} GiB needed, {size} members at a time instead")
+        chunks *= 2
+        say(f"memory: {size} members need {needed / 2**30:.1f} GiB, fewer are trained at a time")
 
 
 def _compile(setup: Setup, axes: Any, size: int) -> Any:
@@ -138,22 +149,26 @@ def _free() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats["bytes_in_use"])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # what caches hold is free too
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        return next(int(kib) * 1024 for name, kib, *_ in lines if name == "MemAvailable:")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _train(
-    folder: Path, program: Program, chunk: Sequence[int], setups: Sequence[Setup], label: str
-) -> TrainState:
-    """Train one chunk to the end, from where an earlier try left it."""
+    folder: Path, program: Program, numbers: Sequence[int], setups: Sequence[Setup], label: str
+) -> Networks:
+    """Train one chunk to the end, from where an earlier try left it; return what was chosen."""
     setup = setups[0]
     total = setup.settings.num_episodes
-    checkpoints = Checkpoints(folder / f"{chunk[0]}x{program.size}", members=program.size)
     market = members.stack([one.market for one in setups], program.axes)
     segments = jax.tree.map(lambda *x: jnp.stack(x), *(one.segments for one in setups))
-    state = checkpoints.restore(setup) if checkpoints.any() else _start(chunk, setups)
-    done, count, began = int(state.iteration), 1, time.monotonic()
-    first, saved = done, began
-    with first_is_a_wish() as wished:
+    checkpoints = Checkpoints(folder / _identity(numbers, setups), members=program.size)
+    with closing(checkpoints), first_is_a_wish() as wished:
+        state = _begin(checkpoints, numbers, setups)
+        first = done = int(state.iteration)
+        count, saved = 1, (began := time.monotonic())
         while done < total:
             tick = time.monotonic()
             state, metrics = program.run(
@@ -163,27 +178,37 @@ def _train(
             done, now = done + count, time.monotonic()
             left = (now - began) / (done - first) * (total - done)
             say(f"{label}  iteration {done}/{total}  left {clock(left)}")
-            if wished() or (done < total and now - saved > pace.SAVE_SECONDS):
+            if wished() or done == total or now - saved > pace.SAVE_SECONDS:
                 checkpoints.save(setup, state)
                 saved = now
-            if wished() and done < total:
-                checkpoints.close()
+            if wished():
                 raise StoppedEarlyError
             count = pace.next_count(count, now - tick, total - done)
-    checkpoints.close()
-    return state
+    return members.chosen(state)
 
 
-def _start(chunk: Sequence[int], setups: Sequence[Setup]) -> TrainState:
-    """Return fresh states; one after another, see `networks.init`."""
+def _identity(numbers: Sequence[int], setups: Sequence[Setup]) -> str:
+    """Return a name for a chunk that no other has, whatever else was trained here before."""
+    what = [
+        (number, one.loaded.digest, one.split, one.settings.num_episodes)
+        for number, one in zip(numbers, setups, strict=True)
+    ]
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+def _begin(checkpoints: Checkpoints, numbers: Sequence[int], setups: Sequence[Setup]) -> TrainState:
+    """Return the states that an earlier try left, or fresh ones."""
+    if checkpoints.any():
+        try:
+            return checkpoints.restore(setups[0])
+        except UserError:
+            say(f"warning: nothing in {checkpoints.directory} can be used, it is trained anew")
     run_key = jax.random.key(setups[0].settings.seed)
-    states = [
+    states = [  # one after another, see `networks.init`
         learner.init_state(
             jax.random.fold_in(run_key, 1 + number), one.market, one.params, one.config
         )
-        for number, one in zip(
-            [*chunk, *[chunk[-1]] * (len(setups) - len(chunk))], setups, strict=True
-        )
+        for number, one in zip(numbers, setups, strict=True)
     ]
     return members.stack_states(states)
 

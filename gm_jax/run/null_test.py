@@ -20,27 +20,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.env import arrays, direct
+from gm_jax.env.core import Team
+from gm_jax.env.types import Array, EnvParams, Market, State
 from gm_jax.mappo import members
 from gm_jax.mappo.types import Networks
 from gm_jax.market.signs import random_signs
-from gm_jax.report import policies
 from gm_jax.report.backtest import backtest_many
 from gm_jax.report.metrics import session_closes, session_returns, sharpe_ratios
-from gm_jax.run.directory import RunDirectory, to_json, writing
+from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_policy
 from gm_jax.run.mandate import mandate
-from gm_jax.run.members import train_members
+from gm_jax.run.members import forget, train_members
 from gm_jax.run.setup import Setup
 from gm_jax.run.source import digest
 
 
 NAME = "null_test"
+FILE = f"{NAME}.json"
 
 
 def null_test(directory: RunDirectory, setup: Setup, networks: Networks) -> dict[str, Any]:
     """Return the real statistic, those of the copies, and the p-value.
 
-    Copies that an earlier try has finished are read from `null_test.jsonl`.
+    Copies that an earlier try has finished are read from `null_test.json`.
 
     Args:
         directory: of the run.
@@ -50,16 +52,14 @@ def null_test(directory: RunDirectory, setup: Setup, networks: Networks) -> dict
     Raises:
         StoppedEarlyError: a signal came; what was done is saved.
     """
-    count = setup.settings.null_copies
-    found = _known(directory, setup)
-    missing = [number for number in range(count) if number not in found]
-    for trained in train_members(directory, NAME, missing, partial(copy, setup)):
-        scores = statistics(trained.setups, trained.networks)
-        fresh = dict(zip(trained.numbers, map(float, scores), strict=True))
-        _append(directory, setup, fresh)
-        found |= fresh
+    count, length = setup.settings.null_copies, setup.settings.num_episodes
+    null = _known(directory, length)
+    for trained in train_members(directory, NAME, range(len(null), count), partial(copy, setup)):
+        null += map(float, statistics(trained.setups, trained.networks))
+        directory.write(FILE, {"num_episodes": length, "statistics": null})
+        forget(directory, NAME)
     real = float(statistics([setup], jax.tree.map(lambda x: x[None], networks))[0])
-    null = [found[number] for number in range(count)]
+    null = null[:count]
     return {
         "copies": count,
         "statistic": real,
@@ -113,9 +113,8 @@ def statistics(setups: Sequence[Setup], networks: Networks) -> np.ndarray:
         team_policy(setup.config), networks.actor, 0, team=setup.system.team, **rest
     )
     mean = team.position.mean(axis=1)
-    held = np.where(mean == 0, 0, np.sign(mean) * np.maximum(np.rint(np.abs(mean)), 1))
-    plans = jnp.asarray(np.repeat(held[:, None], len(setup.loaded.bars), axis=1), jnp.int32)
-    holding = backtest_many(policies.planned, plans, 0, team=direct, **rest)
+    held = np.sign(mean) * np.where(mean == 0, 0, np.maximum(np.rint(np.abs(mean)), 1))
+    holding = backtest_many(_hold, jnp.asarray(held, jnp.int32), 0, team=direct, **rest)
     session = setup.loaded.bars.session[slice(*span)]
     start = int(setup.params.start_equity)
     mine, theirs = (
@@ -125,22 +124,16 @@ def statistics(setups: Sequence[Setup], networks: Networks) -> np.ndarray:
     return mine - theirs
 
 
-def _known(directory: RunDirectory, setup: Setup) -> dict[int, float]:
-    """Read the copies that are done, of a run of this length; a half-written line is left out."""
-    path = directory.path / f"{NAME}.jsonl"
+def _hold(held: Array, state: State, market: Market, params: EnvParams, team: Team) -> Array:
+    """Hold so many contracts, [] i32, throughout; a policy for the team `direct`."""
+    del state, market, params, team
+    return held[None]
+
+
+def _known(directory: RunDirectory, length: int) -> list[float]:
+    """Read the statistics of the first copies, done by an earlier try of so many iterations."""
+    path = directory.path / FILE
     if not path.exists():
-        return {}
-    whole = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-    rows = map(json.loads, whole)
-    episodes = setup.settings.num_episodes
-    return {row["copy"]: row["statistic"] for row in rows if row["num_episodes"] == episodes}
-
-
-def _append(directory: RunDirectory, setup: Setup, scores: dict[int, float]) -> None:
-    path = directory.path / f"{NAME}.jsonl"
-    rows = [
-        {"copy": number, "num_episodes": setup.settings.num_episodes, "statistic": score}
-        for number, score in scores.items()
-    ]
-    with writing(path), path.open("a") as file:
-        file.writelines(to_json(row) + "\n" for row in rows)
+        return []
+    found = json.loads(path.read_text())
+    return list(found["statistics"]) if found["num_episodes"] == length else []

@@ -174,19 +174,38 @@ def headline(report: dict[str, Any]) -> str:
     )
 
 
+# figures of the table for a person: key of a report, heading, format
+_COLUMNS = (
+    ("sharpe_ratio", "Sharpe", ".2f"),
+    ("sortino_ratio", "Sortino", ".2f"),
+    ("max_drawdown", "drawdown", ".1%"),
+    ("net_pnl", "net P&L USD", ",.0f"),
+    ("gross_pnl", "gross", ",.0f"),
+    ("exposure", "exposure", ".2f"),
+    ("turnover", "contracts", ",.0f"),
+    ("trades", "trades", ",d"),
+    ("win_rate_trades", "won", ".0%"),
+    ("profit_factor", "profit factor", ".2f"),
+)
+
+
 def table(report: dict[str, Any]) -> list[str]:
-    """Return a split's figures as lines, a column per policy."""
-    columns = {"team": report, **report["baselines"]}
-    left_out = ("sharpe_reason", "closed_early", "episode_reward")
-    keys = [key for key in report["baselines"]["flat"] if key not in left_out]
-    width = {name: max(len(name), 10) + 3 for name in columns}
-    head = f"{'':<22}" + "".join(f"{name.replace('_', ' '):>{width[name]}}" for name in columns)
-    rows = (
-        f"{key:<22}" + "".join(f"{_number(v[key]):>{width[name]}}" for name, v in columns.items())
-        for key in keys
-    )
-    last = f"{'oracle_sharpe':<22}{_number(report['oracle_sharpe']):>{width['team']}}"
-    return [head, *rows, last]
+    """Return a split's figures as lines, one per policy."""
+    rows = {"team": report, **report["baselines"]}
+    if report["oracle_sharpe"] is not None:
+        rows["oracle"] = report["oracle"]
+    first = max(map(len, rows)) + 1
+    head = "".join(f"{title:>{len(title) + 3}}" for _, title, _ in _COLUMNS)
+    return [
+        " " * first + head,
+        *(f"{name.replace('_', ' '):<{first}}{_row(found)}" for name, found in rows.items()),
+    ]
+
+
+def _row(report: dict[str, Any]) -> str:
+    found = ((report[key], len(title) + 3, form) for key, title, form in _COLUMNS)
+    cells = (("n/a" if x is None else format(x, form), width) for x, width, form in found)
+    return "".join(f"{text:>{width}}" for text, width in cells)
 
 
 def worth(report: dict[str, Any]) -> list[str]:

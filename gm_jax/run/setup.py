@@ -68,6 +68,7 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
     except ValueError as error:
         raise UserError(f"`features`: {error}") from error
     parts = split.split_bars(loaded.bars, settings, warmup)
+    _require_analyses(settings, loaded.bars, parts, warmup)
     episode, rollout = lengths = arrays.window_length(loaded.bars, parts.train, settings)
     market = arrays.build_market(
         loaded.bars, settings, system.team, parts.train, episode, loaded.mandate
@@ -78,6 +79,28 @@ def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:
         *_still(settings.features, np.asarray(market.features), parts),
     ]
     return assemble(system, settings, loaded, parts, market, lengths, tuple(warnings))
+
+
+def fold_parts(bars: Bars, settings: Settings, warmup: int) -> tuple[list[Split], Settings]:
+    """Return the folds of a walk-forward, and the settings with windows that fit each of them.
+
+    Raises:
+        UserError: too few sessions for so many folds, or windows too short for the settings.
+    """
+    parts = split.folds(bars, settings, warmup, settings.walk_forward)
+    episode, rollout = min(arrays.window_length(bars, part.train, settings) for part in parts)
+    return parts, settings.replace(episode_length=episode, rollout_length=rollout)
+
+
+def _require_analyses(settings: Settings, bars: Bars, parts: Split, warmup: int) -> None:
+    """Refuse before the training what its analyses would refuse after it."""
+    if settings.walk_forward:
+        fold_parts(bars, settings, warmup)
+    if settings.null_copies and len(np.unique(bars.session[slice(*parts.test)])) < 2:
+        raise UserError(
+            "The null test compares Sharpe ratios of the test split, which has one session, "
+            "expected at least 2; give a longer file."
+        )
 
 
 def assemble(

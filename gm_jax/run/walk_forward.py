@@ -1,7 +1,8 @@
 """Walk-forward: teams trained on expanding histories, each tested on what comes next.
 
 All folds share one market; where a fold's windows may begin, its scaler and its law of stances are
-fitted anew on its own training bars. The pieces that were out of sample join to one account.
+fitted anew on its own training bars. The pieces that were out of sample join to one account: each
+begins flat with the equity that the last one left, and its limits count from there.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from gm_jax.mappo.validation import Segments
 from gm_jax.market import split
 from gm_jax.market.data_report import iso
 from gm_jax.market.split import Split
-from gm_jax.report.backtest import Ledger, backtest
+from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import summarise
 from gm_jax.run import baselines
 from gm_jax.run.directory import RunDirectory
-from gm_jax.run.evaluation import account_report, comparison, team_policy
-from gm_jax.run.members import train_members
-from gm_jax.run.setup import MAX_SEGMENTS, Setup, hyper, static_config
+from gm_jax.run.evaluation import account_report, comparison, team_ledger
+from gm_jax.run.members import forget, train_members
+from gm_jax.run.setup import MAX_SEGMENTS, Setup, fold_parts, hyper, static_config
 
 
 NAME = "walk_forward"
@@ -46,11 +47,12 @@ def walk_forward(
     """
     folds = fold_setups(setup)
     pieces: list[Ledger] = []
-    numbers = range(len(folds))
-    for trained in train_members(directory, NAME, numbers, folds.__getitem__):
+    equity = int(setup.params.start_equity)
+    for trained in train_members(directory, NAME, range(len(folds)), folds.__getitem__):
         for member, fold in enumerate(trained.setups):
             networks = jax.tree.map(lambda x, m=member: x[m], trained.networks)
-            pieces.append(_test(fold, networks, pieces[-1:]))
+            pieces.append(_test(fold, networks, equity))
+            equity = pieces[-1].final_equity
     spans = [fold.split.test for fold in folds]
     joined, whole = Ledger.join(pieces), (spans[0][0], spans[-1][1])
     ledgers = {"team": joined, **baselines.baselines(setup, joined, whole)}
@@ -63,26 +65,26 @@ def walk_forward(
         **account_report(setup, joined, whole),
         **comparison(setup, ledgers),
     }
+    forget(directory, NAME)
     return report, ledgers, [int(setup.loaded.bars.time[first]) for first, _ in spans]
 
 
 def fold_setups(setup: Setup) -> list[Setup]:
     """Return the setup of each fold; shapes, settings and number of updates are the same."""
-    bars, settings, system = setup.loaded.bars, setup.settings, setup.system
-    parts = split.folds(bars, settings, setup.warmup, settings.walk_forward)
-    episode, rollout = min(arrays.window_length(bars, part.train, settings) for part in parts)
-    fitted = settings.replace(episode_length=episode, rollout_length=rollout)
+    bars, team = setup.loaded.bars, setup.system.team
+    parts, fitted = fold_parts(bars, setup.settings, setup.warmup)
+    episode = fitted.episode_length
     shared = dataclasses.replace(
         setup,
         episode_length=episode,
-        params=arrays.env_params(settings, episode),
-        config=static_config(system, fitted),
-        hyper=hyper(settings, episode // rollout),
+        params=arrays.env_params(fitted, episode),
+        config=static_config(setup.system, fitted),
+        hyper=hyper(fitted, episode // fitted.rollout_length),
     )
-    measured = arrays.measure(bars, settings, system.team)
+    measured = arrays.measure(bars, fitted, team)
 
     def fold(part: Split) -> Setup:
-        own = arrays.fit(measured, bars, system.team, part.train, episode)
+        own = arrays.fit(measured, bars, team, part.train, episode)
         return dataclasses.replace(
             shared,
             split=part,
@@ -103,27 +105,13 @@ def _segments(setup: Setup, part: Split) -> Segments:
     )
 
 
-def _test(fold: Setup, networks: Networks, before: list[Ledger]) -> Ledger:
-    """Run a fold's team through its test piece, with the equity that the last piece left."""
-    params = fold.params
-    if before:
-        params = params.replace(start_equity=jnp.int32(before[0].final_equity))
-    return backtest(
-        team_policy(fold.config),
-        networks.actor,
-        fold.loaded.bars,
-        fold.split.test,
-        fold.market,
-        params,
-        fold.system.team,
-    )
+def _test(fold: Setup, networks: Networks, equity: int) -> Ledger:
+    """Run a fold's team through its test piece, with so much equity at its start, cents."""
+    params = fold.params.replace(start_equity=jnp.int32(equity))
+    return team_ledger(dataclasses.replace(fold, params=params), networks, fold.split.test)
 
 
 def _dates(fold: Setup) -> dict[str, Any]:
     time = fold.loaded.bars.time
-    return {
-        name: [iso(int(time[first])), iso(int(time[end - 1]))]
-        for name, (first, end) in (
-            (name, fold.split[name]) for name in ("train", "validation", "test")
-        )
-    }
+    spans = {name: fold.split[name] for name in ("train", "validation", "test")}
+    return {k: [iso(time[first]), iso(time[end - 1])] for k, (first, end) in spans.items()}

@@ -376,9 +376,14 @@ TABLE = [
         ("HHH", -2, 2, 2, NORM, 4),
         ("SHH", -2, 2, 2, NORM, 4),
     ]),
-    (SHORT, {"mandate": (-0.4, 0.2)}, {}, (0, 0, 2, NORM, 4), f"HbBsS {ANY} {DETECTS}", [
-        ("BHH", 1, 1, 2, NORM, 4),
-        ("SHH", -2, -2, 2, NORM, 4),
+    (SHORT, {"mandate": (-0.4, 0.2)}, {}, (-1, -1, 2, NORM, 4), f"{ANY} {ANY} {DETECTS}", [
+        ("BHH", 2, 1, 2, NORM, 4),
+        ("SHH", -1, -2, 2, NORM, 4),
+    ]),
+    (SHORT, {"mandate": (-0.4, 0.2)}, {}, (3, -3, 2, NORM, 4), f"HBr {ANY} {DETECTS}", [
+        ("HHH", -5, -2, 2, NORM, 4),
+        ("bHH", -5, -2, 2, NORM, 4),
+        ("BHH", -4, -1, 2, NORM, 4),
     ]),
     # forced flat: nobody is asked for a direction, but share and stance can still be set
     (LONG, USUAL, HALTED, (3, 3, 2, NORM, 4), f"H {ANY} {DETECTS}", [
@@ -437,10 +442,8 @@ def test_every_verb_of_every_agent_occurs_where_it_is_legal():
 
 def test_ids_are_frozen():
     assert strategic.AGENTS == ("strategic", "portfolio_manager", "regime_detector")
-    assert strategic.ACTIONS == (
-        *("HOLD", "BUY_CONSERVATIVE", "BUY_AGGRESSIVE", "SELL_CONSERVATIVE"),
-        *("SELL_AGGRESSIVE", "REDUCE_RISK", "INCREASE_RISK"),
-    )
+    names = "HOLD BUY_CONSERVATIVE BUY_AGGRESSIVE SELL_CONSERVATIVE SELL_AGGRESSIVE"
+    assert list(strategic.ACTIONS) == [*names.split(), "REDUCE_RISK", "INCREASE_RISK"]
     assert strategic.SHARES == replay.SHARES
     ids = (strategic.NORMAL, strategic.BULL_TREND, strategic.BEAR_TREND, strategic.CRISIS)
     assert (*ids, strategic.VOLATILE, strategic.CONSOLIDATION) == tuple(range(6))
@@ -476,20 +479,45 @@ def test_the_cap_is_computed_at_the_first_decision_and_by_session():
     ]
 
 
-def test_the_cap_follows_the_account():
-    """Equity and price at the decision: 400 points a contract lost on 5 contracts."""
+@pytest.mark.parametrize(("sigma", "cap"), [(0.162, 5), (0.1655, 4)])
+def test_the_cap_follows_equity_and_price(sigma, cap):
+    """5 contracts lose 400 points: $960,000 and $292,000 a contract make 3.288 of 3.333.
+
+    0.25 · 3.288 is 5.07 · 0.162 and 4.97 · 0.1655; at the old price or equity it were 4 and 5.
+    """
     world = by_hand((0, 0, -1_600, -1_600, QUIET), (-1_600,) * 4 + (QUIET | SESSION_START,))
-    world = world.replace(signals=world.signals.at[:, 0].set(0.16))
+    world = world.replace(signals=world.signals.at[:, 0].set(sigma))
     env = params(daily_loss=1.0)
-    # 0.25 · (960,000 / 292,000 = 3.288) / 0.16 = 5.14; had the price stayed, 5.0000
-    path = play(state(env, 5, 5, 4, NORM, 5), ["HHH", "HHH"], world, env)
-    assert path == [(5, 5, 4, NORM, 5)] * 2
-    path = play(state(env, 5, 5, 4, NORM, 5), ["HHH", "HHH", "HHH"], world, params(ruin=0.0))
-    assert path[1][0] == 0  # the daily loss limit of 3 %
-    world = world.replace(signals=world.signals.at[:, 0].set(0.17))
-    path = play(state(env, 5, 5, 4, NORM, 5), ["HHH", "HHH", "HHH"], world, env)
-    # the close of bar 2 opens the session: 0.25 · 3.288 / 0.17 = 4.83
-    assert path == [(5, 5, 4, NORM, 5)] * 2 + [(4, 4, 4, NORM, 4)]
+    path = play(state(env, 5, 5, 4, NORM, 5), ["HHH"] * 3, world, env)
+    assert path == [(5, 5, 4, NORM, 5)] * 2 + [(cap, cap, 4, NORM, cap)]
+
+
+def test_the_cap_is_the_same_contract_everywhere():
+    """XLA's float32 gives NumPy's contracts where the quotient is a whole number but for a bit."""
+    count = 200_000
+    rng = np.random.default_rng(0)
+    share = rng.integers(0, 5, count)
+    unit = rng.uniform(-0.1, 20, count).astype(np.float32)
+    product = np.float32(strategic.SHARES)[share] * unit
+    whole = np.float32(rng.integers(1, 60, count))
+    sigma = np.nextafter(product / whole, np.float32(rng.choice([0, 1], count)))
+    sigma[::10] = rng.uniform(0, 1, count // 10)
+    sigma[:100] = 0
+    env = params(max_contracts=50)
+
+    @jax.vmap
+    def ours(share, unit, sigma):
+        signals = jnp.zeros(3).at[0].set(sigma)
+        return strategic.fresh_cap(share, worlds.bounds(0, 50, unit=unit, signals=signals), env)
+
+    floored = np.floor(product / np.maximum(sigma, np.float32(1e-6)))
+    wanted = np.clip(floored, 0, 50).astype(int)
+    found = jax.jit(ours)(jnp.asarray(share, jnp.int32), jnp.asarray(unit), jnp.asarray(sigma))
+    np.testing.assert_array_equal(found, wanted)
+    assert set(wanted.tolist()) == set(range(51))
+    # another order of the operations is not the same
+    other = np.float32(strategic.SHARES)[share] * (unit / np.maximum(sigma, np.float32(1e-6)))
+    assert (np.clip(np.floor(other), 0, 50) != wanted).any()
 
 
 @pytest.mark.parametrize("flags", [REGULAR, QUIET | HOLE], ids=["no volume", "hole"])
@@ -509,7 +537,7 @@ def test_a_stop_takes_the_desire_and_leaves_share_stance_and_cap(sign):
     before = state(env, 2 * sign, 2 * sign, 2, CONS, 4, stop=PRICE - 100 * sign)
     down = -200 * sign
     world = by_hand((0, max(0, down), min(0, down), down, QUIET))
-    _, after, outcome = step(before, "H" * 3, world, env)
+    _, after, outcome = step(before, "HHH", world, env)
     assert outcome.fill.stopped
     assert (after.position, *controls_of(after)) == (0, 0, 2, CONS, 4)
     assert outcome.fill.gross == 2 * -100 * 500
@@ -521,6 +549,55 @@ def test_a_stop_takes_the_desire_and_leaves_share_stance_and_cap(sign):
 def test_start_is_flat_a_tenth_and_normal():
     start = core.start(jnp.int32(0), params(), strategic)
     assert (int(start.position), *controls_of(start)) == (0, 0, 1, NORM, UNKNOWN)
+
+
+# -- what others do with the team ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decided", ["HHH", "BHC", "iSV", "rsN"])
+@pytest.mark.parametrize(
+    ("stance", "detects"), [(NORM, "H"), (BULL, "N"), (CRIS, "N"), (CONS, "N")]
+)
+def test_neutral_agents_hold_and_see_nothing_unusual(decided, stance, detects):
+    env = params()
+    actions = jnp.array([known.index(v) for known, v in zip(LETTERS, decided, strict=True)])
+    before = state(env, 2, 3, 2, stance, 4)
+    found = strategic.neutral(before, actions, worlds.bounds(0, 5), env)
+    letters = [known[a] for known, a in zip(LETTERS, found.tolist(), strict=True)]
+    assert letters == ["H", "H", detects]
+    for agent, chosen in enumerate(found.tolist()):
+        assert chosen in strategic.NEUTRAL[agent]
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (5, [2, 4, 5, 5, 5]),
+        (3, [2, 3, 3, 3, 3]),
+        (1, [1, 1, 1, 1, 1]),
+        (0, [0, 0, 0, 0, 0]),
+        (-4, [-2, -4, -4, -4, -4]),
+    ],
+)
+def test_follow_leads_to_the_target_past_caps_and_stances(target, path):
+    """From the smallest share, in a crisis."""
+    env = params(allow_short=True)
+    before, seen = state(env, 0, 0, 0, CRIS, 0), []
+    for _ in path:
+        actions = strategic.follow(before, jnp.int32(target), jnp.bool_(False), env)
+        mask = strategic.masks(before, account.bounds(before, world_of(), env), env)
+        assert mask[jnp.arange(3), actions].all()
+        _, before, _ = _step(before, actions, world_of(), env)
+        seen.append(int(before.position))
+        before = before.replace(t=jnp.int32(0))
+    assert seen == path
+    assert controls_of(before)[1:] == (4, NORM, 5)
+    # and out again
+    for _ in range(3):
+        actions = strategic.follow(before, jnp.int32(0), jnp.bool_(False), env)
+        _, before, _ = _step(before, actions, world_of(), env)
+        before = before.replace(t=jnp.int32(0))
+    assert int(before.position) == 0
 
 
 # -- random starts ------------------------------------------------------------------------------

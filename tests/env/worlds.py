@@ -91,7 +91,7 @@ def random_market(seed: int, bars: int = 1_200, session: int = 60, features: int
     )
 
 
-def bounds(low, high, flat=False, least=-10**6, most=10**6, opens=False, unit=1.0, signals=()):
+def bounds(low, high, flat=False, least=-(10**6), most=10**6, opens=False, unit=1.0, signals=()):
     """Return what account and market admit, given by hand."""
     contracts = (jnp.asarray(x, jnp.int32) for x in (low, high, least, most))
     bits = (jnp.asarray(x, bool) for x in (flat, opens))

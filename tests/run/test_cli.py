@@ -199,20 +199,19 @@ def test_a_ledger_never_replaces_the_bars(capsys, trained, tmp_path):
 
 def test_baselines_stand_beside_the_team_for_a_person(capsys, trained):
     _, out, _ = run(capsys, "evaluate", trained)
-    assert all(word in out for word in ("team", "buy and hold", "random", "oracle_sharpe"))
+    assert all(word in out for word in ("team", "buy and hold", "random", "oracle", "target reward"))
 
 
 def test_table_has_room_for_what_is_not_a_number():
-    """A team with a Sharpe ratio beside a flat baseline without, and one that was closed."""
-    flat = {"sharpe_ratio": None, "sharpe_reason": "session returns do not vary", "bars": 9}
-    flat |= {"closed_early": None}
-    team = {"sharpe_ratio": 1.5, "sharpe_reason": None, "bars": 9, "closed_early": None}
-    stopped = flat | {"closed_early": {"reason": "ruin", "time": "2020-01-01T00:00:00Z"}}
-    lines = results.table(
-        team | {"baselines": {"flat": flat, "random": stopped}, "oracle_sharpe": None}
-    )
-    assert lines[1].split() == ["sharpe_ratio", "1.50", "n/a", "n/a"]
-    assert [line.split()[0] for line in lines[1:]] == ["sharpe_ratio", "bars", "oracle_sharpe"]
+    """A team with a Sharpe ratio beside a flat baseline without."""
+    keys = [key for key, _, _ in results._COLUMNS]
+    flat = dict.fromkeys(keys) | {"trades": 0, "net_pnl": 0.0}
+    team = dict.fromkeys(keys, 1.5) | {"trades": 1_234_567, "net_pnl": -1_234_567.8}
+    lines = results.table(team | {"baselines": {"buy_and_hold": flat}, "oracle_sharpe": None})
+    assert len({len(line) for line in lines}) == 1  # columns stand under their headings
+    assert [line[:13].strip() for line in lines] == ["", "team", "buy and hold"]
+    assert lines[1].split()[1:5] == ["1.50", "1.50", "150.0%", "-1,234,568"]
+    assert lines[2].split()[3:7] == ["n/a", "n/a", "n/a", "0"]
 
 
 def test_a_run_without_checkpoints_is_left_as_it_is(capsys, trained, tmp_path):

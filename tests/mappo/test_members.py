@@ -1,0 +1,431 @@
+"""Members trained side by side: each as if alone, in chunks, interrupted or not."""
+
+import dataclasses
+import signal
+from functools import partialmethod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gm_jax.errors import NotFiniteError, UserError
+from gm_jax.mappo import learner, members
+from gm_jax.mappo.validation import Segments, segment_score
+from gm_jax.run import members as run_members
+from gm_jax.run import pace
+from gm_jax.run.checkpoint import Checkpoints
+from gm_jax.run.directory import RunDirectory
+from gm_jax.run.members import StoppedEarlyError, train_members
+from gm_jax.run.setup import MAX_SEGMENTS
+from gm_jax.run.walk_forward import fold_setups
+from tests.mappo.problems import planted_setup
+
+
+NAME = "several"
+# teams that trade, and are scored by their Sharpe ratio
+BUSY = {
+    **{"initial_neutral": 0.1, "allow_short": True, "validate_every": 1},
+    **{"split": (0.5, 0.3, 0.2), "lr_actor": 1e-3},
+}
+PROGRAMS: dict[tuple, object] = {}
+
+
+def compile_once(setup, axes, size, compile_=run_members._compile):
+    """Compile a program of each kind once for all tests, for a quick start and not for speed."""
+    shapes = [x.shape for x in jax.tree.leaves((setup.market, setup.segments))]
+    kind = (setup.config, axes, size, *shapes)
+    if kind not in PROGRAMS:
+        options = {"xla_backend_optimization_level": 0}
+        quick = partialmethod(jax.stages.Lowered.compile, compiler_options=options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.stages.Lowered, "compile", quick)
+            PROGRAMS[kind] = compile_(setup, axes, size)
+    return PROGRAMS[kind]
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Sizes of the programs that are compiled; each kind is, once, for all tests."""
+    seen = []
+
+    def counted(setup, axes, size):
+        seen.append(size)
+        return compile_once(setup, axes, size)
+
+    monkeypatch.setattr(run_members, "_compile", counted)
+    return seen
+
+
+def padded(segments, count=MAX_SEGMENTS):
+    """Return the segments and so many in all, the rest without steps."""
+    more = (0, count - len(segments.first))
+    return Segments(jnp.pad(segments.first, more, mode="edge"), jnp.pad(segments.steps, more))
+
+
+def make(number, **changes):
+    """Return one of three problems that share nothing."""
+    setup = planted_setup(data_seed=number % 3, **(BUSY | changes))
+    return dataclasses.replace(setup, segments=padded(setup.segments))
+
+
+def worlds():
+    return [make(number) for number in range(3)]
+
+
+def folds(**changes):
+    """Return problems that share the bars."""
+    return fold_setups(planted_setup(walk_forward=3, **(BUSY | changes)))
+
+
+def fresh(setup, seed):
+    return learner.init_state(jax.random.key(seed), setup.market, setup.params, setup.config)
+
+
+def alone(setup, seed):
+    """Train one iteration by the program of a single team."""
+    state, count = fresh(setup, seed), jnp.int32(1)
+    rest = (setup.market, setup.params, setup.hyper, setup.segments)
+    if "alone" not in PROGRAMS:
+        lowered = learner.train.lower(state, count, *rest, config=setup.config)
+        options = {"xla_backend_optimization_level": 0}
+        PROGRAMS["alone"] = lowered.compile(compiler_options=options)
+    return PROGRAMS["alone"](state, count, *rest)
+
+
+def stacked(setups, axes):
+    """Return what the members' program takes but for the state and the iterations."""
+    one = setups[0]
+    market = members.stack([setup.market for setup in setups], axes)
+    segments = jax.tree.map(lambda *x: jnp.stack(x), *(setup.segments for setup in setups))
+    return market, one.params, one.hyper, segments
+
+
+def together(setups, iterations=1):
+    axes = members.axes_of([setup.market for setup in setups])
+    state = members.stack_states([fresh(setup, i) for i, setup in enumerate(setups)])
+    run = compile_once(setups[0], axes, len(setups))
+    return run(state, jnp.int32(iterations), *stacked(setups, axes))
+
+
+def raw(tree):
+    """Return NumPy leaves, keys as their data."""
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
+    ]
+
+
+def assert_same(one, other):
+    for a, b in zip(raw(one), raw(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# one program for all
+
+
+@pytest.mark.parametrize("make", [folds, worlds])
+def test_members_learn_as_if_alone(make):
+    """Two updates and a validation: the same windows, actions and money, networks within 1e-5."""
+    setups = make()
+    state, metrics = together(setups)
+    for m, setup in enumerate(setups):
+        mine, rows = alone(setup, m)
+        assert_same(jax.tree.map(lambda x, m=m: x[m], state.env), mine.env)
+        assert_same(state.key[m], mine.key)
+        for name in ("networks", "actor_opt", "critic_opt", "best"):
+            side = jax.tree.map(lambda x, m=m: x[m], getattr(state, name))
+            for a, b in zip(raw(side), raw(getattr(mine, name)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+        side = jax.tree.map(lambda x, m=m: x[m, 0], metrics)
+        for a, b in zip(raw(side), raw(jax.tree.map(lambda x: x[0], rows)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert len({float(score) for score in state.best.score} - {0.0}) > 1  # teams that trade
+
+
+def test_what_all_share_has_no_member_axis():
+    setups = folds()
+    axes = members.axes_of([setup.market for setup in setups])
+    shared = ("bars", "features", "impact", "atr", "signals", "mandate")
+    assert {name for name in shared if getattr(axes, name) is None} == {*shared}
+    assert {axes.starts, axes.num_starts, axes.mean, axes.scale} == {0}
+    market = members.stack([setup.market for setup in setups], axes)
+    assert market.features is setups[0].market.features
+    assert market.mean.shape == (3, 6)
+    state, _ = together(setups)
+    assert (state.update.shape, state.iteration.shape) == ((), ())
+    assert (int(state.update), int(state.iteration)) == (2, 1)
+    apart = members.axes_of([setup.market for setup in worlds()])
+    assert None not in jax.tree.leaves(apart.replace(law=0), is_leaf=lambda x: x is None)
+
+
+def primitives(jaxpr, inside=()):
+    """Yield (name, names it lies inside) of every operation."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        yield name, inside
+        for parameter in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner, (*inside, name))
+
+
+def validates_always(setups, state_axes):
+    """Return whether the loop over validation's bars runs whether validation is due or not."""
+    axes = members.axes_of([setup.market for setup in setups])
+    market, params, hyper, segments = stacked(setups, axes)
+    state = members.stack_states([fresh(setup, 0) for setup in setups])
+    if state_axes.iteration == 0:
+        wide = {name: jnp.zeros(len(setups), jnp.int32) for name in ("update", "iteration")}
+        state = state.replace(**wide)
+
+    def one(state, market, segments):
+        return learner.iterate(state, market, params, hyper, segments, setups[0].config)
+
+    several = jax.vmap(one, in_axes=(state_axes, axes, 0))
+    found = list(primitives(jax.make_jaxpr(several)(state, market, segments).jaxpr))
+    loops = [inside for name, inside in found if name == "while"]
+    assert loops
+    return any("cond" not in inside for inside in loops)
+
+
+def test_validation_stays_a_branch():
+    setups = folds(num_envs=2)
+    assert not validates_always(setups, members.STATE_AXES)
+    counted_apart = members.STATE_AXES.replace(update=0, iteration=0)
+    assert validates_always(setups, counted_apart)  # the check can fail
+
+
+def test_validation_is_left_out_when_it_is_not_due():
+    _, metrics = together(folds(validate_every=2, num_episodes=4), iterations=4)
+    known = np.isfinite(metrics["selection_score"][:, :4])
+    np.testing.assert_array_equal(known, [[False, True, False, True]] * 3)
+
+
+def test_segments_without_steps_change_no_score():
+    setup = planted_setup(**BUSY)
+    actor = fresh(setup, 0).networks.actor
+    score = jax.jit(segment_score, static_argnames="config")
+    for count in (len(setup.segments.first), 2):  # a Sharpe ratio, and too few sessions for one
+        segments = jax.tree.map(lambda x, n=count: x[:n], setup.segments)
+        plain, filled = (
+            score(actor, setup.market, setup.params, segments, config=setup.config)
+            for segments in (segments, padded(segments))
+        )
+        np.testing.assert_allclose(filled, plain, rtol=1e-6)
+        assert np.isfinite(plain[1]) == (count > 2)
+        assert abs(float(plain[0])) > 1e-3
+
+
+# chunks
+
+
+@pytest.fixture
+def quick(monkeypatch, compilations):
+    """At most three members a program, an iteration a launch; nothing is compiled twice."""
+    monkeypatch.setattr(run_members, "MOST", 3)
+    monkeypatch.setattr(pace, "INTERVAL_SECONDS", 0)
+
+
+def trained(folder, count, make=make):
+    """Return the networks of each member, by number."""
+    found = {}
+    for part in train_members(RunDirectory(folder), NAME, range(count), make):
+        assert len(part.setups) == len(part.numbers)
+        for m, number in enumerate(part.numbers):
+            found[number] = jax.tree.map(lambda x, m=m: x[m], part.networks)
+    return found
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """The networks of five members, three at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_members, "_compile", compile_once)
+        patch.setattr(run_members, "MOST", 3)
+        return trained(tmp_path_factory.mktemp("five"), 5)
+
+
+def test_every_chunk_runs_the_same_program(five, tmp_path, quick, compilations):
+    """5 = 3 + 2: the last chunk, filled up, gives what a full one gives, bit for bit."""
+    six = trained(tmp_path, 6)
+    assert compilations == [3]
+    assert list(six) == [0, 1, 2, 3, 4, 5]
+    for number, networks in five.items():
+        assert_same(networks, six[number])
+    differ = [not np.array_equal(a, b) for a, b in zip(raw(six[0]), raw(six[3]), strict=True)]
+    assert any(differ)  # the same bars, another seed
+
+
+class Memory:
+    """A program that needs so many bytes."""
+
+    def __init__(self, needed):
+        self.argument_size_in_bytes, self.temp_size_in_bytes = 0, needed
+
+    def memory_analysis(self):
+        return self
+
+
+def test_chunks_are_equal(monkeypatch):
+    monkeypatch.setattr(run_members, "_compile", lambda *_: Memory(1))
+    monkeypatch.setattr(run_members, "MOST", 4)
+    for count, size in ((1, 1), (4, 4), (5, 3), (9, 3), (10, 4)):
+        assert run_members.fitting_program(make(0), make(1), count).size == size
+
+
+def test_fewer_members_where_memory_is_scarce(monkeypatch, capsys):
+    gib = 2**30
+    monkeypatch.setattr(run_members, "_compile", lambda setup, axes, size: Memory(size * gib))
+    for free, size in ((1000, 40), (40, 20), (16, 10), (0.1, 1)):
+        monkeypatch.setattr(run_members, "_free", lambda free=free: free * gib)
+        assert run_members.fitting_program(make(0), make(1), 40).size == size
+        said = capsys.readouterr().err
+        assert ("40 members need 40.0 GiB, fewer are trained at a time" in said) == (size < 40)
+
+
+def test_needs_are_those_of_the_compiled_program(quick, monkeypatch, capsys):
+    """What the program itself says, of which what is stacked exists twice, decides."""
+    axes = members.axes_of([make(0).market, make(1).market])
+    analysis = compile_once(make(0), axes, 3).memory_analysis()
+    needed = 2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    bars = sum(x.nbytes for x in jax.tree.leaves(make(0).market))
+    assert needed > 2 * 3 * bars
+    for free, enough in ((needed / 0.7 - 1, False), (needed / 0.7 + 2, True)):
+        monkeypatch.setattr(run_members, "_compile", lambda *a: compile_once(*a[:2], 3))
+        frees = iter([free, 2**60])
+        monkeypatch.setattr(run_members, "_free", lambda frees=frees: next(frees))
+        run_members.fitting_program(make(0), make(1), 3)
+        assert ("3 members need" in capsys.readouterr().err) == (not enough)
+
+
+def test_the_memory_that_is_free_is_known():
+    assert 2**20 < run_members._free() < 2**50
+
+
+# interruptions
+
+
+def launches(monkeypatch, interrupt_at=0, number=signal.SIGINT):
+    """Count the launches from now on, and send a signal inside one of them."""
+    check, seen = run_members._require_finite, []
+
+    def counted(*arguments):
+        seen.append(arguments)
+        if len(seen) == interrupt_at:
+            signal.raise_signal(number)
+        check(*arguments)
+
+    monkeypatch.setattr(run_members, "_require_finite", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("at", "number"), [(1, signal.SIGINT), (4, signal.SIGTERM), (6, signal.SIGINT)]
+)
+def test_stopped_and_continued_equals_uninterrupted(five, tmp_path, quick, monkeypatch, at, number):
+    """Two chunks of 4 iterations: inside the first, at its very end, inside the last."""
+    with monkeypatch.context() as patch:
+        done = launches(patch, at, number)
+        with pytest.raises(StoppedEarlyError):
+            trained(tmp_path, 5)
+        assert len(done) == at
+    left = launches(monkeypatch)
+    again = trained(tmp_path, 5)
+    assert len(left) == 8 - at  # nothing is trained twice
+    for member, networks in five.items():
+        assert_same(networks, again[member])
+
+
+def test_second_signal_ends_at_once(tmp_path, quick, monkeypatch):
+    def twice(*_):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(run_members, "_require_finite", twice)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        trained(tmp_path, 3)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_state_is_saved_as_time_goes_by(tmp_path, quick, monkeypatch):
+    """A kill loses no more than what came after the last save."""
+    saved, save = [], Checkpoints.save
+
+    def noted(self, setup, state):
+        saved.append(int(state.iteration))
+        save(self, setup, state)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    trained(tmp_path / "seldom", 3)
+    assert saved == [4]
+    monkeypatch.setattr(pace, "SAVE_SECONDS", 0)
+    trained(tmp_path / "often", 3)
+    assert saved == [4, 1, 2, 3, 4]
+
+
+def test_state_of_other_members_is_never_taken(tmp_path, quick, monkeypatch):
+    seen = launches(monkeypatch)
+    trained(tmp_path, 3)
+    trained(tmp_path, 3)
+    assert len(seen) == 4  # the same ones are
+    trained(tmp_path, 3, lambda number: make(number + 1))
+    assert len(seen) == 8
+    trained(tmp_path, 3, lambda number: make(number, num_episodes=3))
+    assert len(seen) == 11
+
+
+def test_identity_of_a_chunk():
+    """Filled up or full, of other bars, of another split: never the same name."""
+
+    def name(numbers, setups=None):
+        return run_members._identity(numbers, setups or [make(number) for number in numbers])
+
+    assert name([0, 1]) == name([0, 1])
+    part = dataclasses.replace(make(0).split, train=(60, 99))
+    others = [
+        name([1]),
+        name([3]),  # of the same bars as 0
+        name([0, 0]),
+        name([0], [make(1)]),
+        name([0], [dataclasses.replace(make(0), split=part)]),
+        name([0], [make(0, num_episodes=3)]),
+    ]
+    assert len({name([0]), *others}) == 1 + len(others)
+
+
+def test_state_that_cannot_be_read_is_told_of_and_trained_anew(
+    five, tmp_path, quick, monkeypatch, capsys
+):
+    def damaged(*_):
+        raise UserError("no whole checkpoint")
+
+    with monkeypatch.context() as patch:
+        launches(patch, 2)
+        with pytest.raises(StoppedEarlyError):
+            trained(tmp_path, 3)
+    monkeypatch.setattr(Checkpoints, "restore", damaged)
+    found = trained(tmp_path, 3)
+    assert "can be used, it is trained anew" in capsys.readouterr().err
+    assert_same(found[1], five[1])
+
+
+def test_forgotten_members_leave_nothing(tmp_path, quick):
+    trained(tmp_path, 3)
+    assert (tmp_path / NAME).exists()
+    run_members.forget(RunDirectory(tmp_path), NAME)
+    assert not (tmp_path / NAME).exists()
+    run_members.forget(RunDirectory(tmp_path), NAME)
+    assert trained(tmp_path, 0) == {}
+
+
+def test_what_is_not_finite_is_named(tmp_path, quick):
+    def broken(number):
+        hyper = make(number).hyper.replace(lr_actor=jnp.float32(np.nan))
+        return dataclasses.replace(make(number), hyper=hyper)
+
+    with pytest.raises(NotFiniteError, match="several: 1-3 of 3: actor_norm is not finite"):
+        trained(tmp_path, 3, broken)
