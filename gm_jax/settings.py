@@ -97,7 +97,7 @@ class Settings:
     # reward, weights of the terms beside the change of equity
     reward_drawdown: float = 0.05
     reward_shortfall: float = 0.1
-    reward_stance: float = 0.5  # bp a nat
+    reward_stance: float = 2.0  # bp a nat
     risk_aversion: float = 0.0
 
     # report

@@ -136,7 +136,7 @@ def fit(
         "num_starts": jnp.asarray(len(starts), dtype=jnp.int32),
         "mean": jnp.asarray(values.mean(axis=0), dtype=jnp.float32),
         "scale": jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
-        "law": team.fit_law(measured.signals, train),
+        "law": team.fit_law(measured.signals, train, bars.minutes),
     }
 
 

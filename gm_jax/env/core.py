@@ -49,7 +49,7 @@ class Team(Protocol):
     def signal_names(self, minutes: int) -> tuple[str, ...]:
         """Return the features that the team's rules read, for bars of `minutes`."""
 
-    def fit_law(self, signals: np.ndarray, train: tuple[int, int]) -> Any:
+    def fit_law(self, signals: np.ndarray, train: tuple[int, int], minutes: int) -> Any:
         """Return what reward terms need to know of the training bars; None if nothing."""
 
     def compose(self, state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:

@@ -41,9 +41,9 @@ def signal_names(minutes: int) -> tuple[str, ...]:
     return ()
 
 
-def fit_law(signals: np.ndarray, train: tuple[int, int]) -> None:
+def fit_law(signals: np.ndarray, train: tuple[int, int], minutes: int) -> None:
     """Return nothing: there are no reward terms."""
-    del signals, train
+    del signals, train, minutes
 
 
 def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> Order:

@@ -32,16 +32,18 @@ class Law(struct.PyTreeNode):
     centre: Array  # [S] f32, mean of the clipped ratio over the training bars
 
 
-def fit(signals: np.ndarray, train: tuple[int, int]) -> Law:
+def fit(signals: np.ndarray, train: tuple[int, int], young: int = 0) -> Law:
     """Return the laws of the training bars; a rare regime has the unconditional one.
 
     Args:
         signals: [T, 3] f64, see `VOLATILITY`, `RETURN`, `REGIME`.
         train: half-open range of training bars.
+        young: first bars, NORMAL only because their regime is not known yet: of no regime here.
     """
     first, end = train
     known, move = signals[first : end - 1, REGIME], signals[first + 1 : end, RETURN]
-    groups = [move[known == regime] for regime in range(len(REGIMES))]
+    labelled = np.arange(first, end - 1) >= young
+    groups = [move[labelled & (known == regime)] for regime in range(len(REGIMES))]
     groups = [group if len(group) >= LEAST else move for group in groups]
     mean = np.array([group.mean() for group in (*groups, move)])
     deviation = np.array([group.std() for group in (*groups, move)])

@@ -17,10 +17,10 @@ import numpy as np
 from flax import struct
 
 from gm_jax.env import stances
-from gm_jax.env.ops import lots_towards, uniform
+from gm_jax.env.ops import uniform
 from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 from gm_jax.market.calendar import SESSION_MINUTES
-from gm_jax.market.regimes import REGIME_WINDOW, REGIMES
+from gm_jax.market.regimes import REGIME_WINDOW, REGIMES, unlabelled
 
 
 AGENTS: tuple[str, ...] = ("strategic", "portfolio_manager", "regime_detector")
@@ -88,9 +88,10 @@ def signal_names(minutes: int) -> tuple[str, ...]:
     return f"annual_volatility_{length}", "seasonal_return", f"regime_{REGIME_WINDOW[minutes]}"
 
 
-def fit_law(signals: np.ndarray, train: tuple[int, int]) -> stances.Law:
-    """Return what each stance says of the next bar, [T, M] f64 signals of training bars."""
-    return stances.fit(signals, train)
+def fit_law(signals: np.ndarray, train: tuple[int, int], minutes: int) -> stances.Law:
+    """Return what each stance says of the next bar, by [T, M] f64 signals of training bars."""
+    young = unlabelled(REGIME_WINDOW[minutes], len(signals))
+    return stances.fit(signals, train, young)
 
 
 def moves(desired: Array, params: EnvParams) -> Array:
@@ -213,7 +214,8 @@ def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array
     """
     del work
     controls = state.controls
-    strategic = lots_towards(target - controls.desired, params)
+    # the verb that comes nearest; halving can be faster than a lot
+    strategic = jnp.abs(moves(controls.desired, params) - target).argmin()
     manager = jnp.where(controls.share < LARGEST_SHARE, INCREASE_RISK, HOLD)
     detector = jnp.where(controls.stance == NORMAL, HOLD, 1 + NORMAL)
     return jnp.stack([strategic, manager, detector]).astype(jnp.int32)

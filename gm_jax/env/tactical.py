@@ -61,9 +61,9 @@ def signal_names(minutes: int) -> tuple[str, ...]:
     return ()
 
 
-def fit_law(signals: np.ndarray, train: tuple[int, int]) -> None:
+def fit_law(signals: np.ndarray, train: tuple[int, int], minutes: int) -> None:
     """Return nothing: no reward term depends on fitted quantities."""
-    del signals, train
+    del signals, train, minutes
 
 
 def moves(params: EnvParams) -> Array:

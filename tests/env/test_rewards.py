@@ -27,6 +27,8 @@ WEIGHTS = {
     **{"reward_drawdown": 0.3, "reward_shortfall": 0.7, "reward_stance": 0.4},
     "risk_aversion": 0.01,
 }
+# takes a crisis for quiet and the other way round
+MISTAKEN = (NORMAL, BULL_TREND, BEAR_TREND, CONSOLIDATION, VOLATILE, CRISIS)
 
 
 def clustered(rng: np.random.Generator, *shape: int) -> tuple[np.ndarray, ...]:
@@ -72,15 +74,15 @@ def law() -> stances.Law:
     return stances.fit(signals_of(*clustered(np.random.default_rng(1), TRAINING)), (0, TRAINING))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _play(team, detect, key, bars, signals, law, params):
+@partial(jax.jit, static_argnums=0)
+def _play(team, key, bars, signals, told, law, params):
     """Random legal actions, a path per environment; nothing is reset.
 
-    With `detect` the third agent takes the stance that it returns of the signals known.
+    Where the third agent is `told` a stance (−1: none), it takes that.
     """
 
     @jax.vmap
-    def one(key, bars, signals):
+    def one(key, bars, signals, told):
         zero = np.zeros(STEPS + 1, dtype=int)
         world = market(zero, zero).replace(bars=bars, impact=jnp.full(STEPS + 1, 0.5))
         world = world.replace(signals=signals, law=law, starts=jnp.zeros_like(world.starts))
@@ -90,24 +92,31 @@ def _play(team, detect, key, bars, signals, law, params):
         def body(state, key):
             mask = team.masks(state, account.bounds(state, world, params), params)
             actions = draw(jax.random.bits(key, (3,), dtype=jnp.uint32), mask)
-            if detect:
-                stance = detect(signals[state.t]).astype(jnp.int32)
-                kept = stance == state.controls.stance
-                actions = actions.at[2].set(jnp.where(kept, 0, 1 + stance))
+            if team is strategic:
+                stance = told[state.t]
+                verb = jnp.where(stance == state.controls.stance, 0, 1 + stance)
+                actions = actions.at[2].set(jnp.where(stance < 0, actions[2], verb))
             after, outcome = core.step(state, actions, world, params, team)
             return after, (actions, state, after, outcome)
 
         return jax.lax.scan(body, state, jax.random.split(rest, STEPS))[1]
 
-    return one(jax.random.split(key, ENVS), bars, signals)
+    return one(jax.random.split(key, ENVS), bars, signals, told)
 
 
 @lru_cache
-def play(team, allow_short, detect=None, **changes):
+def play(team, allow_short, detector="random", **changes):
     params = worlds.params_of(Settings(allow_short=allow_short, **changes))
     bars, signals = martingales()
-    world = jnp.asarray(bars, jnp.int32), jnp.asarray(signals, jnp.float32), law()
-    return jax.device_get(_play(TEAMS[team], detect, jax.random.key(1), *world, params))
+    spell = signals[..., stances.REGIME].astype(int)
+    told = {
+        "random": np.full_like(spell, -1),
+        "knows": spell,
+        "mistaken": np.array(MISTAKEN)[spell],
+    }[detector]
+    paths = jnp.asarray(bars, jnp.int32), jnp.asarray(signals, jnp.float32)
+    paths += (jnp.asarray(told, jnp.int32),)
+    return jax.device_get(_play(TEAMS[team], jax.random.key(1), *paths, law(), params))
 
 
 def z_score(x) -> float:
@@ -243,15 +252,6 @@ def z_of_paths(term, at) -> float:
     return sums.sum() / np.sqrt((sums**2).sum())
 
 
-def known(signals):
-    return signals[stances.REGIME]
-
-
-def mistaken(signals):
-    """Call quiet what is a crisis, and the other way round."""
-    return CRISIS + CONSOLIDATION - signals[stances.REGIME]
-
-
 def test_a_stance_that_knows_nothing_earns_nothing():
     actions, _, after, outcome = play("strategic", True, **FREE)
     term, stance = outcome.terms["stance"], after.controls.stance
@@ -270,14 +270,16 @@ def test_a_stance_that_knows_nothing_earns_nothing():
 
 
 def test_a_stance_that_knows_the_spell_earns_and_one_that_is_mistaken_pays():
-    _, _, after, outcome = play("strategic", True, known, **FREE)
+    _, _, after, outcome = play("strategic", True, "knows", **FREE)
     term, stance = outcome.terms["stance"], after.controls.stance
     np.testing.assert_array_equal(stance, martingales()[1][:, :-1, 2])
     for named in (CRISIS, VOLATILE, CONSOLIDATION):
         assert z_of_paths(term, stance == named) > 5
     assert term.mean() > 0.05
-    _, _, after, outcome = play("strategic", True, mistaken, **FREE)
-    assert outcome.terms["stance"].mean() < -0.05
+    _, _, after, outcome = play("strategic", True, "mistaken", **FREE)
+    term, stance = outcome.terms["stance"], after.controls.stance
+    for named in (CRISIS, CONSOLIDATION):
+        assert z_of_paths(term, stance == named) < -5
 
 
 def test_laws_are_the_moments_of_the_next_bar_by_regime():

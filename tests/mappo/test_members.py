@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+from contextlib import contextmanager
 from functools import partialmethod
 
 import jax
@@ -28,18 +29,25 @@ BUSY = {
     **{"initial_neutral": 0.1, "allow_short": True, "validate_every": 1},
     **{"split": (0.5, 0.3, 0.2), "lr_actor": 1e-3},
 }
-PROGRAMS: dict[tuple, object] = {}
+PROGRAMS: dict[object, jax.stages.Compiled] = {}
+
+
+@contextmanager
+def compiled_in_haste():
+    """Compile programs in half the time; they run slower and give the same."""
+    options = {"xla_backend_optimization_level": 0}
+    quick = partialmethod(jax.stages.Lowered.compile, compiler_options=options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", quick)
+        yield
 
 
 def compile_once(setup, axes, size, compile_=run_members._compile):
-    """Compile a program of each kind once for all tests, for a quick start and not for speed."""
+    """Compile a program of each kind once for all tests."""
     shapes = [x.shape for x in jax.tree.leaves((setup.market, setup.segments))]
     kind = (setup.config, axes, size, *shapes)
     if kind not in PROGRAMS:
-        options = {"xla_backend_optimization_level": 0}
-        quick = partialmethod(jax.stages.Lowered.compile, compiler_options=options)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax.stages.Lowered, "compile", quick)
+        with compiled_in_haste():
             PROGRAMS[kind] = compile_(setup, axes, size)
     return PROGRAMS[kind]
 
@@ -87,9 +95,9 @@ def alone(setup, seed):
     state, count = fresh(setup, seed), jnp.int32(1)
     rest = (setup.market, setup.params, setup.hyper, setup.segments)
     if "alone" not in PROGRAMS:
-        lowered = learner.train.lower(state, count, *rest, config=setup.config)
-        options = {"xla_backend_optimization_level": 0}
-        PROGRAMS["alone"] = lowered.compile(compiler_options=options)
+        with compiled_in_haste():
+            lowered = learner.train.lower(state, count, *rest, config=setup.config)
+            PROGRAMS["alone"] = lowered.compile()
     return PROGRAMS["alone"](state, count, *rest)
 
 

@@ -160,13 +160,16 @@ def stances(actions):
 
 
 def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns():
-    changes = {"max_contracts": 20, "lots_large": 5, "max_leverage": 20.0, "num_episodes": 64}
-    drift = {"drift_up": 0.1, "drift_down": 0.1}
+    """Volatility triples for weeks: the cap follows it, the manager makes use of the cap."""
+    money = {"point_value_usd": 2.0, "commission_usd": 0.75, "start_equity_usd": 50_000.0}
+    limits = {"max_contracts": 20, "lots_large": 5, "max_leverage": 20.0, "max_drawdown": 0.9}
     setup = setup_of(
         Source(market="volatility_step", seed=0),
-        **changes,
-        max_drawdown=0.9,
-        market_parameters=drift,
+        **(money | limits),
+        num_episodes=64,
+        market_bars=100_000,
+        split=(0.6, 0.1, 0.3),
+        market_parameters={"drift_up": 0.06, "drift_down": 0.06, "start_price": 5_000.0},
     )
     networks, span = trained(setup), setup.split.test
     held = np.abs(evaluation.team_ledger(setup, networks, span).position)
