@@ -193,8 +193,8 @@ def _settings(arguments: argparse.Namespace, system: System) -> Settings:
         settings = settings.replace(**system.quick)
     if arguments.config:
         settings = config.read_config(arguments.config, system.name, settings)
-    sets = config.parse_assignments(arguments.set) | _analyses(arguments)
-    settings = config.change(settings, sets, "--set")
+    settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
+    settings = config.change(settings, _analyses(arguments), "--walk-forward, --null")
     if arguments.seed is not None:
         settings = config.change(settings, {"seed": arguments.seed}, "--seed")
     return settings
@@ -204,6 +204,8 @@ def _source(arguments: argparse.Namespace, seed: int) -> Source:
     from gm_jax.run.source import Source
 
     strategic = str(arguments.strategic) if arguments.strategic else None
+    if strategic and arguments.system != "tactical":
+        raise UserError("--strategic bounds a tactical team: it belongs to `train tactical`.")
     if not arguments.data:
         _no_file(arguments)
         return Source(market=arguments.market or "planted", seed=seed, strategic=strategic)

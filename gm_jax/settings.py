@@ -176,6 +176,8 @@ def _out_of_range(s: Settings) -> Iterator[tuple[str, str]]:
     )
     if not s.hidden_sizes or min(s.hidden_sizes) < 1:
         yield "hidden_sizes", "a list of widths, e.g. [64,64]"
+    if s.walk_forward == 1:
+        yield "walk_forward", "0 for none (--walk-forward K), or 2 folds and more"
     if not 0 < s.initial_neutral < 1:
         yield "initial_neutral", "a probability between 0 and 1"
     if not s.features:

@@ -169,7 +169,7 @@ def neutral(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> 
 def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array:
     """Return [3] i32 actions that lead the position to `target` contracts as fast as verbs can.
 
-    Baselines and oracles act through this, so that lots, delay, limits and costs are the team's.
+    Oracles act through this, so that lots, delay, limits and costs are the team's.
 
     Args:
         state: at the decision.

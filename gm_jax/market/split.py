@@ -154,6 +154,7 @@ def segments(bars: Bars, span: tuple[int, int], most: int) -> tuple[np.ndarray, 
     """
     starts = session_starts(bars)
     starts = starts[(starts >= span[0]) & (starts < span[1])]
+    starts = starts if len(starts) else np.array([span[0]])  # part of one session
     groups = np.array_split(starts, min(most, len(starts)))
     first = np.array([group[0] for group in groups])
     end = np.append(first[1:], span[1])

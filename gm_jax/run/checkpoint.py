@@ -165,6 +165,7 @@ def belongs_to(setup: Setup) -> dict[str, Any]:
         "code_version": version("gm-jax"),
         "system": setup.system.name,
         "data_sha256": setup.loaded.digest,
+        "mandate_sha256": setup.loaded.mandate_digest,
         "settings": setup.settings.to_json(),
     }
 

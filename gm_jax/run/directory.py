@@ -96,7 +96,7 @@ class RunDirectory:
         if not (path / "model_config.json").is_file():
             raise UserError(
                 f"{path} is no run directory: it has no model_config.json, which a run writes "
-                "after its first checkpoint. There is nothing to resume; start a run with "
+                "after its first checkpoint. There is nothing to go on from; start a run with "
                 "`gm-jax train`."
             )
         return cls(path)

@@ -12,9 +12,10 @@ import numpy as np
 from gm_jax.env import arrays
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
+from gm_jax.mappo.types import TrainState
 from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
-from gm_jax.run import evaluation, record, results, trials
+from gm_jax.run import evaluation, record, results
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.mandate import load_all
@@ -41,22 +42,18 @@ def evaluate_run(
     Raises:
         UserError: no run, no checkpoint, unusable data.
     """
-    if source is not None and split not in (None, "all"):
-        raise UserError(f"--split {split} belongs to the run's own data; --data is used whole.")
-    read = Path(source.data) if source is not None and source.data else None
-    if ledger is not None and read is not None and ledger.exists() and ledger.samefile(read):
-        raise UserError(f"--ledger {ledger} is the file of bars itself; name another.")
+    _refuse(split, source, ledger)
     directory = RunDirectory.open(path)
     trained, own_source = record.reopen(directory)
     checkpoints = Checkpoints(directory.checkpoints)
     state = checkpoints.restore(trained)
     checkpoints.close()
+    setup, split, seen, selected = trained, split or "test", False, False
     if source is None:
-        setup, split, oracle = trained, split or "test", fit_oracle(trained)
         seen, selected = split in ("train", "all"), split in ("validation", "all")
     else:
         source = dataclasses.replace(source, strategic=own_source.strategic)
-        setup, split, oracle = elsewhere(trained, source), "all", None
+        setup, split = elsewhere(trained, source), "all"
         seen, selected = (
             common_bars(setup, trained, trained.split[part]) > 0 for part in ("train", "validation")
         )
@@ -64,22 +61,10 @@ def evaluate_run(
         say(f"warning: {warning}")
     if seen:
         say("warning: the team was trained on bars among these: in-sample figures")
-    report, ledgers = evaluation.evaluate(setup, learner.chosen(state), setup.split[split], oracle)
-    null = None
-    if source is None:
-        null = results.stored_null_test(directory) if split == "test" else None
-        tried = trials.known(trials.beside(path), setup.loaded.digest, setup.system.name)
-    else:
-        sharpe = results.per_session(ledgers["team"])
-        tried = results.record_trial(directory, setup, {split: sharpe})
-    report |= {
-        **evaluation.luck(ledgers["team"], tried, split),
-        "targets": evaluation.targets(setup, report, split, int(state.best.iteration)),
-        "null_test": null,
-    }
+    report, team = _report(directory, setup, state, split, own=source is None)
     if ledger is not None:
-        write_ledger(ledgers["team"], setup.system.agents, ledger)
-        say(f"ledger of {len(ledgers['team'].time):,} bars written to {ledger}")
+        write_ledger(team, setup.system.agents, ledger)
+        say(f"ledger of {len(team.time):,} bars written to {ledger}")
     return {
         "run_dir": str(path),
         "split": split,
@@ -89,6 +74,38 @@ def evaluate_run(
         "warnings": list(setup.loaded.warnings),
         **report,
     }
+
+
+def _refuse(split: str | None, source: Source | None, ledger: Path | None) -> None:
+    """Refuse what cannot be asked for together.
+
+    Raises:
+        UserError: a split of another file, or a ledger over the bars.
+    """
+    if source is not None and split not in (None, "all"):
+        raise UserError(f"--split {split} belongs to the run's own data; --data is used whole.")
+    read = Path(source.data) if source is not None and source.data else None
+    if ledger is not None and read is not None and ledger.exists() and ledger.samefile(read):
+        raise UserError(f"--ledger {ledger} is the file of bars itself; name another.")
+
+
+def _report(
+    directory: RunDirectory, setup: Setup, state: TrainState, split: str, own: bool
+) -> tuple[dict[str, Any], Ledger]:
+    """Return the report of a split and the team's ledger; `own` bars were counted as a trial."""
+    oracle = fit_oracle(setup) if own else None
+    report, ledgers = evaluation.evaluate(setup, learner.chosen(state), setup.split[split], oracle)
+    team = ledgers["team"]
+    if own:
+        tried = results.known_trials(directory, setup)
+    else:
+        tried = results.record_trial(directory, setup, {split: results.per_session(team)})
+    return {
+        **report,
+        **evaluation.luck(team, tried, split),
+        "targets": evaluation.targets(setup, report, split, int(state.best.iteration)),
+        "null_test": results.stored_null_test(directory) if own and split == "test" else None,
+    }, team
 
 
 def elsewhere(setup: Setup, source: Source) -> Setup:

@@ -111,18 +111,20 @@ def comparison(setup: Setup, ledgers: dict[str, Ledger]) -> dict[str, Any]:
     }
 
 
-def luck(team: Ledger, tried: Sequence[trials.Trial], split: str) -> dict[str, Any]:
+def luck(team: Ledger, tried: Sequence[trials.Trial] | None, split: str) -> dict[str, Any]:
     """Return how many trials there were on these bars, and the Sharpe ratio's chance beside them.
 
     Args:
         team: ledger of the team on the split.
-        tried: every trial on the same bars, this one too.
+        tried: every trial on the same bars, this one too; None where that is not known.
         split: its name.
     """
     returns = session_returns(session_closes(team.start_equity, team.curve, team.session))
     return {
-        "n_trials": max(1, len(tried)),
-        "deflated_sharpe": deflated_sharpe(returns, trials.sharpes(tried, split)),
+        "n_trials": None if tried is None else max(1, len(tried)),
+        "deflated_sharpe": None
+        if tried is None
+        else deflated_sharpe(returns, trials.sharpes(tried, split)),
         "pbo": None,  # of sweeps
     }
 

@@ -27,7 +27,7 @@ from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_ledger
 from gm_jax.run.setup import Setup, assemble
-from gm_jax.run.source import Loaded, Source, digest, load
+from gm_jax.run.source import Loaded, Source, load
 from gm_jax.settings import Settings
 from gm_jax.systems import SYSTEMS
 
@@ -46,7 +46,6 @@ def load_all(source: Source, settings: Settings, minutes: int) -> Loaded:
         loaded,
         mandate=bounds,
         strategic=source.strategic,
-        digest=digest(loaded.bars, bounds),
         warnings=(*loaded.warnings, *warnings),
     )
 

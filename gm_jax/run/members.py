@@ -30,6 +30,7 @@ from gm_jax.run.setup import Setup
 from gm_jax.run.signals import first_is_a_wish
 
 
+_MEMBERS = 2**31 - 1  # far from the numbers of splits
 MOST = 64  # members of one program
 MEMORY_SHARE = 0.7  # of what is free that a program may take
 
@@ -190,7 +191,7 @@ def _train(
 def _identity(numbers: Sequence[int], setups: Sequence[Setup]) -> str:
     """Return a name for a chunk that no other has, whatever else was trained here before."""
     what = [
-        (number, one.loaded.digest, one.split, one.settings.num_episodes)
+        (number, one.loaded.digest, one.loaded.mandate_digest, one.split, one.settings.num_episodes)
         for number, one in zip(numbers, setups, strict=True)
     ]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
@@ -200,15 +201,18 @@ def _begin(checkpoints: Checkpoints, numbers: Sequence[int], setups: Sequence[Se
     """Return the states that an earlier try left, or fresh ones."""
     if checkpoints.any():
         try:
-            return checkpoints.restore(setups[0])
+            state = checkpoints.restore(setups[0])
+            checkpoints.cut(int(state.iteration))  # newer ones are damaged
+            return state
         except UserError:
             say(f"warning: nothing in {checkpoints.directory} can be used, it is trained anew")
-    run_key = jax.random.key(setups[0].settings.seed)
+            shutil.rmtree(checkpoints.directory)
+    # not the keys that the run itself drew from its seed
+    root = jax.random.fold_in(jax.random.key(setups[0].settings.seed), _MEMBERS)
+    keys = [jax.random.fold_in(root, number) for number in numbers]
     states = [  # one after another, see `networks.init`
-        learner.init_state(
-            jax.random.fold_in(run_key, 1 + number), one.market, one.params, one.config
-        )
-        for number, one in zip(numbers, setups, strict=True)
+        learner.init_state(key, one.market, one.params, one.config)
+        for key, one in zip(keys, setups, strict=True)
     ]
     return members.stack_states(states)
 

@@ -86,7 +86,7 @@ def copy(setup: Setup, number: int) -> Setup:
     strategic = setup.loaded.strategic
     bounds = None if strategic is None else mandate(Path(strategic), bars)[0]
     loaded = dataclasses.replace(
-        setup.loaded, bars=bars, digest=digest(bars, bounds), world=None, mandate=bounds
+        setup.loaded, bars=bars, digest=digest(bars), world=None, mandate=bounds
     )
     market = arrays.build_market(
         bars, setup.settings, setup.system.team, train, setup.episode_length, bounds

@@ -51,6 +51,7 @@ def model_config(setup: Setup, source: Source) -> dict[str, Any]:
         "source": asdict(absolute(source)),
         "data": setup.loaded.report,
         "data_sha256": setup.loaded.digest,
+        "mandate_sha256": setup.loaded.mandate_digest,
         "split": dates,
         "warnings": setup.warnings,
     }
@@ -93,5 +94,11 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         raise UserError(
             f"{source.label} is not what this run was trained on (SHA-256 {loaded.digest[:12]}…, "
             f"expected {config['data_sha256'][:12]}…); {mend}."
+        )
+    if loaded.mandate_digest != config.get("mandate_sha256"):
+        raise UserError(
+            f"The strategic run {source.strategic} no longer decides as it did when this run was "
+            "trained: it was trained on, or is on another machine. Put it back as it was, or train "
+            "anew with it."
         )
     return prepare(system, settings, loaded), source

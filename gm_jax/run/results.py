@@ -6,18 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from gm_jax.errors import UserError
 from gm_jax.mappo import learner
-from gm_jax.mappo.types import Networks, TrainState
+from gm_jax.mappo.types import TrainState
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import session_closes, session_returns, summarise
 from gm_jax.report.significance import session_sharpe
 from gm_jax.run import evaluation, pictures, trials
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
+from gm_jax.run.members import forget
 from gm_jax.run.null_test import null_test
 from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.progress import say, sparkline
 from gm_jax.run.setup import Setup
-from gm_jax.run.walk_forward import walk_forward
+from gm_jax.run.walk_forward import NAME, walk_forward
 from gm_jax.settings import ANALYSES
 
 
@@ -25,44 +27,78 @@ REPORTED = ("validation", "test")
 RESULTS = "validation_results.json"
 
 
-def write_results(directory: RunDirectory, setup: Setup, state: TrainState) -> None:
-    """Evaluate best and last, then whatever analysis was asked for; write and tell as it comes.
+def write_results(directory: RunDirectory, setup: Setup, state: TrainState) -> dict[str, Any]:
+    """Evaluate best and last, write, draw and tell; return what was written.
 
-    Raises:
-        StoppedEarlyError: a signal came during an analysis; what was done is saved.
+    What an analysis has found about a run of this length is kept.
     """
-    networks = learner.chosen(state)
-    splits, ledgers = evaluate_splits(directory, setup, state, networks)
+    splits, ledgers = evaluate_splits(directory, setup, state)
     results: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "system": setup.system.name,
+        "iterations": int(state.iteration),
         "splits": splits,
+        "walk_forward": None,
     }
+    before = _stored(directory)
+    if before.get("iterations") == results["iterations"]:
+        results["walk_forward"] = before["walk_forward"]
+        splits["test"]["null_test"] = before["splits"]["test"]["null_test"]
     directory.write(RESULTS, results)
     history = directory.history()
     pictures.draw(directory, setup, history, splits, ledgers)
     tell(directory, history, results)
+    return results
+
+
+def analyse(
+    directory: RunDirectory, setup: Setup, state: TrainState, results: dict[str, Any]
+) -> None:
+    """Do whatever analysis was asked for, and write and tell what it finds.
+
+    Args:
+        directory: of the run.
+        setup: of the run.
+        state: at its planned end.
+        results: see `write_results`; what is found is added.
+
+    Raises:
+        StoppedEarlyError: a signal came; what was done is saved.
+    """
+    networks = learner.chosen(state)
     if setup.settings.walk_forward:
         results["walk_forward"] = _walk_forward(directory, setup)
         directory.write(RESULTS, results)
         say(f"walk-forward  {headline(results['walk_forward'])}")
     if setup.settings.null_copies:
-        found = null_test(directory, setup, networks)
-        splits["test"]["null_test"] = found
+        test = results["splits"]["test"]
+        test["null_test"] = null_test(directory, setup, networks)
         directory.write(RESULTS, results)
-        pictures.draw_returns(directory, ledgers["test"]["team"], found)
-        say(
-            f"null test     timing adds {found['statistic']:+.2f} to the Sharpe ratio, on "
-            f"{found['copies']} markets without direction {found['null_mean']:+.2f} on average: "
-            f"p = {found['p_value']:.3f}"
-        )
+        team = evaluation.team_ledger(setup, networks, setup.split.test)
+        pictures.draw_returns(directory, team, test["null_test"])
+        say(_null_line(test))
+
+
+def _null_line(test: dict[str, Any]) -> str:
+    found, few = test["null_test"], test["sharpe_ratio"] is None
+    return (
+        f"null test     timing adds {found['statistic']:+.2f} to the Sharpe ratio"
+        f"{' (of too few sessions or no position)' if few else ''}, on {found['copies']} markets "
+        f"without direction {found['null_mean']:+.2f} on average: p = {found['p_value']:.3f}"
+    )
+
+
+def _stored(directory: RunDirectory) -> dict[str, Any]:
+    """Return what was written before, nothing where nothing was."""
+    path = directory.path / RESULTS
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def evaluate_splits(
-    directory: RunDirectory, setup: Setup, state: TrainState, networks: Networks
+    directory: RunDirectory, setup: Setup, state: TrainState
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Ledger]]]:
     """Backtest best and last sequentially; the best is what is reported and counted as a trial."""
-    oracle, most = fit_oracle(setup), setup.settings.max_contracts
+    networks, oracle, most = learner.chosen(state), fit_oracle(setup), setup.settings.max_contracts
     found = {
         name: evaluation.evaluate(setup, networks, setup.split[name], oracle) for name in REPORTED
     }
@@ -85,13 +121,29 @@ def evaluate_splits(
 
 def record_trial(
     directory: RunDirectory, setup: Setup, sharpes: dict[str, float | None]
-) -> list[trials.Trial]:
-    """Enter a run into the trials file; return all trials on the same bars, this one too."""
-    path = trials.beside(directory.path)
+) -> list[trials.Trial] | None:
+    """Enter a run into the trials file; return all trials on the same bars, see `known_trials`.
+
+    A file that cannot be written is a warning: a report is not lost to its neighbours.
+    """
     settings = {k: v for k, v in setup.settings.to_json().items() if k not in ANALYSES}
-    name, data = setup.system.name, setup.loaded.digest
-    trials.record(path, trials.trial(directory.path, name, data, settings, sharpes))
-    return trials.known(path, data, name)
+    settings["mandate_sha256"] = setup.loaded.mandate_digest
+    entry = trials.trial(directory.path, setup.system.name, setup.loaded.digest, settings, sharpes)
+    try:
+        trials.record(trials.beside(directory.path), entry)
+    except UserError as error:
+        say(f"warning: this trial is not counted: {error}")
+    return known_trials(directory, setup)
+
+
+def known_trials(directory: RunDirectory, setup: Setup) -> list[trials.Trial] | None:
+    """Return all trials on the same bars; None, with a warning, where the file cannot be used."""
+    path = trials.beside(directory.path)
+    try:
+        return trials.known(path, setup.loaded.digest, setup.system.name)
+    except UserError as error:
+        say(f"warning: the number of trials is not known: {error}")
+        return None
 
 
 def per_session(ledger: Ledger) -> float | None:
@@ -102,10 +154,8 @@ def per_session(ledger: Ledger) -> float | None:
 
 def stored_null_test(directory: RunDirectory) -> dict[str, Any] | None:
     """Return the null test of a run, if it had one."""
-    path = directory.path / RESULTS
-    if not path.exists():
-        return None
-    return dict(json.loads(path.read_text()))["splits"]["test"]["null_test"]
+    before = _stored(directory)
+    return before["splits"]["test"]["null_test"] if before else None
 
 
 def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
@@ -118,8 +168,9 @@ def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
         if before["asked"] == asked:
             return dict(before["report"])
     report, ledgers, borders = walk_forward(directory, setup)
-    pictures.draw_walk_forward(directory, ledgers, borders)
     directory.write(path.name, {"asked": asked, "report": report})
+    forget(directory, NAME)
+    pictures.draw_walk_forward(directory, ledgers, borders)
     return report
 
 
@@ -142,11 +193,11 @@ def chance(report: dict[str, Any]) -> list[str]:
     """Return what chance could do about the Sharpe ratio, a line; none where there is no ratio."""
     if report["sharpe_ratio"] is None:
         return [f"no Sharpe ratio: {report['sharpe_reason']}"]
-    tried = report["n_trials"]
+    tried = report["n_trials"] or "an unknown number of"
     return [
         f"Sharpe 95 % interval{_interval(report['sharpe_ci95'], 2)}; probability that it is above "
         f"0: {_number(report['probabilistic_sharpe'])}, after {tried} "
-        f"trial{'s' if tried > 1 else ''} on these bars: {_number(report['deflated_sharpe'])}"
+        f"trial{'' if tried == 1 else 's'} on these bars: {_number(report['deflated_sharpe'])}"
     ]
 
 

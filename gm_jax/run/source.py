@@ -50,6 +50,11 @@ class Loaded:
     mandate: np.ndarray | None = None  # [T, 2] f64, see `Market.mandate`
     strategic: str | None = None  # run directory that the mandate is from
 
+    @property
+    def mandate_digest(self) -> str | None:
+        """SHA-256 of the mandate, None without one."""
+        return None if self.mandate is None else hashlib.sha256(self.mandate.tobytes()).hexdigest()
+
 
 def load(source: Source, settings: Settings, minutes: int) -> Loaded:
     """Read or generate the bars.
@@ -89,10 +94,9 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
     return Loaded(bars, source.label, digest(bars), None, report.to_json(), tuple(report.warnings))
 
 
-def digest(bars: Bars, mandate: np.ndarray | None = None) -> str:
-    """Return the SHA-256 of every column of the bars, and of the mandate if there is one."""
+def digest(bars: Bars) -> str:
+    """Return the SHA-256 of every column of the bars."""
     columns = [getattr(bars, f.name) for f in fields(Bars) if f.name not in ("minutes", "tick")]
-    columns += [] if mandate is None else [mandate]
     joined = hashlib.sha256()
     for column in columns:
         joined.update(np.ascontiguousarray(column).tobytes())

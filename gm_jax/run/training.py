@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -26,7 +27,7 @@ from gm_jax.run.mandate import load_all
 from gm_jax.run.members import StoppedEarlyError
 from gm_jax.run.progress import Progress, memory_bytes, say
 from gm_jax.run.record import model_config, reopen
-from gm_jax.run.results import write_results
+from gm_jax.run.results import analyse, write_results
 from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.signals import first_is_a_wish
 from gm_jax.run.source import Source
@@ -255,27 +256,44 @@ def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 
 def finish(run: Run, began: float) -> dict[str, Any]:
-    """Evaluate, write the statistics and return the summary of `train --json`."""
-    setup, best = run.setup, run.state.best
-    with writing(run.directory.path):
-        try:
-            write_results(run.directory, setup, run.state)
-        except StoppedEarlyError:
-            run.interrupted = True
-            say(run.kept())
+    """Evaluate, write the statistics, analyse, and return the summary of `train --json`.
+
+    A run that was interrupted, or is not at its planned end, is not analysed.
+    """
+    setup, directory = run.setup, run.directory
+    with writing(directory.path):
+        found = write_results(directory, setup, run.state)
+        summary = _write_statistics(run, began)
+        if int(run.state.iteration) == setup.settings.num_episodes and not run.interrupted:
+            try:
+                analyse(directory, setup, run.state, found)
+            except StoppedEarlyError:
+                run.interrupted = True
+                say(run.kept())
+    return summary
+
+
+def _write_statistics(run: Run, began: float) -> dict[str, Any]:
+    """Write training_statistics.json; what a run took that was finished before stays."""
+    setup, best, path = run.setup, run.state.best, run.directory.path / "training_statistics.json"
     sharpe, score = float(best.sharpe), float(best.score)
-    rate = run.trained_steps / run.train_seconds if run.train_seconds else None
     summary = {
         "run_dir": str(run.directory.path),
         "system": setup.system.name,
         "env_steps": int(run.state.iteration) * setup.episode_length * setup.config.num_envs,
-        "env_steps_per_second": rate,
+        "env_steps_per_second": run.trained_steps / run.train_seconds
+        if run.train_seconds
+        else None,
         "compile_seconds": run.compile_seconds,
         "wall_seconds": time.monotonic() - began,
         "best_validation_sharpe": sharpe if math.isfinite(sharpe) else None,
         "selection_score": score if math.isfinite(score) else None,
         "device": jax.devices()[0].device_kind,
     }
+    if not run.trained_steps and path.exists():
+        before = json.loads(path.read_text())
+        clocks = ("env_steps_per_second", "compile_seconds", "wall_seconds", "device")
+        summary |= {name: before[name] for name in clocks}
     more = {"best_iteration": int(best.iteration), "interrupted": run.interrupted}
-    run.directory.write("training_statistics.json", summary | more)
+    run.directory.write(path.name, summary | more)
     return summary

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -144,8 +144,9 @@ def known(path: Path, data_sha256: str, system: str) -> list[Trial]:
                 "or remove the line."
             )
         if found and (found.data_sha256, found.system) == (data_sha256, system):
-            newest.pop(found.settings_sha256, None)
-            newest[found.settings_sha256] = found
+            before = newest.pop(found.settings_sha256, None)
+            sharpe = {**(before.sharpe if before else {}), **found.sharpe}  # of other splits too
+            newest[found.settings_sha256] = replace(found, sharpe=sharpe)
     return list(newest.values())
 
 

@@ -25,7 +25,7 @@ from gm_jax.report.metrics import summarise
 from gm_jax.run import baselines
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import account_report, comparison, team_ledger
-from gm_jax.run.members import forget, train_members
+from gm_jax.run.members import train_members
 from gm_jax.run.setup import MAX_SEGMENTS, Setup, fold_parts, hyper, static_config
 
 
@@ -36,6 +36,9 @@ def walk_forward(
     directory: RunDirectory, setup: Setup
 ) -> tuple[dict[str, Any], dict[str, Ledger], list[int]]:
     """Train and test every fold; return report, ledgers by name and starts of the tests (ns).
+
+    Each fold's team is a new one, with drawdown and ruin limits of its own; a baseline is one
+    account throughout. The states of the folds are kept until `members.forget`.
 
     Args:
         directory: of the run.
@@ -65,7 +68,6 @@ def walk_forward(
         **account_report(setup, joined, whole),
         **comparison(setup, ledgers),
     }
-    forget(directory, NAME)
     return report, ledgers, [int(setup.loaded.bars.time[first]) for first, _ in spans]
 
 

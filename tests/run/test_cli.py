@@ -199,7 +199,8 @@ def test_a_ledger_never_replaces_the_bars(capsys, trained, tmp_path):
 
 def test_baselines_stand_beside_the_team_for_a_person(capsys, trained):
     _, out, _ = run(capsys, "evaluate", trained)
-    assert all(word in out for word in ("team", "buy and hold", "random", "oracle", "target reward"))
+    words = ("team", "buy and hold", "random", "oracle", "target reward")
+    assert all(word in out for word in words)
 
 
 def test_table_has_room_for_what_is_not_a_number():

@@ -313,7 +313,7 @@ def test_copies_without_direction_have_a_mandate_of_their_own(runs):
 # what is refused or said
 
 
-def test_runs_that_cannot_give_a_mandate(runs, files, tmp_path, capsys):
+def test_runs_that_cannot_give_a_mandate(runs, files, bars, tmp_path, capsys):
     five, thirty = files
     tactical_ = ("train", "tactical", "--data", five, "--out", tmp_path / "run", "--strategic")
     for command, said in (
@@ -322,12 +322,17 @@ def test_runs_that_cannot_give_a_mandate(runs, files, tmp_path, capsys):
         ((*tactical_, runs[1]), "a run of the system 'tactical'; --strategic wants one with bars"),
         (
             ("train", "strategic", "--data", thirty, "--strategic", runs[0]),
-            "a run of the system 'strategic'; --strategic wants one with bars longer than 30",
+            "--strategic bounds a tactical team",
         ),
     ):
         assert gm_jax(*command) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+    longer, _ = resampling.resample(bars, 30)
+    with pytest.raises(
+        UserError, match="'strategic'; --strategic wants one with bars longer than 30"
+    ):
+        mandate.mandate(runs[0], longer)
     gone = shutil.copytree(runs[0], tmp_path / "gone")
     shutil.rmtree(gone / "checkpoints")
     assert gm_jax(*tactical_, gone) == 2
@@ -358,7 +363,7 @@ def test_strategic_run_that_changes_is_noticed(runs, files, tmp_path, capsys, mo
     checkpoints.close()
     for command in (("train", "tactical", "--resume"), ("evaluate",)):
         assert gm_jax(*command, tmp_path / "run") == 2
-        assert "is not what this run was trained on" in capsys.readouterr().err
+        assert f"{strategic} no longer decides as it did" in capsys.readouterr().err
     shutil.rmtree(strategic)
     assert gm_jax("train", "tactical", "--resume", tmp_path / "run") == 2
     assert f"{strategic} is no run directory" in capsys.readouterr().err

@@ -19,12 +19,11 @@ from gm_jax import cli
 from gm_jax.env import direct
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
-from gm_jax.market.split import Split
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest
 from gm_jax.report.metrics import summarise
-from gm_jax.run import null_test, results
 from gm_jax.run import members as run_members
+from gm_jax.run import null_test, pace, results
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_ledger
 from gm_jax.run.members import train_members
@@ -138,7 +137,7 @@ def test_statistic_against_sequential_backtests():
 
 
 def test_holding_throughout_is_worth_nothing(monkeypatch):
-    """Timing is what counts: a team that buys once has a statistic of about 0 on a rising market."""
+    """Timing is what counts: a team that buys once has a statistic of about 0, up or down."""
     setup = planted_setup(market="realistic", market_bars=12_000, split=(0.3, 0.1, 0.6))
 
     def buys_at_once(actor, state, market, params, team):
@@ -148,15 +147,16 @@ def test_holding_throughout_is_worth_nothing(monkeypatch):
     monkeypatch.setattr(null_test, "team_policy", lambda config: buys_at_once)
     networks = networks_of(setup, [0])
     assert abs(statistics([setup], networks)[0]) < 0.1
-    whole = backtest(
-        buys_at_once, 0, setup.loaded.bars, setup.split.test, setup.market, setup.params, setup.system.team
-    )
+    world = (setup.loaded.bars, setup.split.test, setup.market, setup.params, setup.system.team)
+    whole = backtest(buys_at_once, 0, *world)
     assert abs(summarise(whole, 6)["sharpe_ratio"]) > 0.3
 
 
 def test_one_test_session_is_refused_before_the_training():
     sets = {"market_bars": 1_500, "purge_bars": 0, "embargo_sessions": 0}
-    with pytest.raises(UserError, match=r"The null test compares .* one session, expected at least"):
+    with pytest.raises(
+        UserError, match=r"The null test compares .* one session, expected at least"
+    ):
         planted_setup(null_copies=1, **sets, episode_length=50)
     planted_setup(**sets, episode_length=50)
 
@@ -164,62 +164,181 @@ def test_one_test_session_is_refused_before_the_training():
 # believable
 
 
+COPIES = 9
 WORLD = {
-    **{"hidden_sizes": (16, 16), "layer_norm": 0, "num_envs": 16, "episode_length": 100},
-    **{"rollout_length": 50, "num_minibatches": 2, "num_epochs": 2, "num_episodes": 6},
-    **{"validate_every": 2, "lr_actor": 3e-3, "split": (0.5, 0.15, 0.35)},
+    **{"hidden_sizes": (16, 16), "layer_norm": 0, "num_envs": 8, "episode_length": 100},
+    **{"rollout_length": 50, "num_minibatches": 2, "num_epochs": 1, "num_episodes": 4},
+    **{"validate_every": 2, "lr_actor": 1e-2, "split": (0.5, 0.15, 0.35), "market_bars": 3_000},
     "features": ("return_8", "volatility_16", "rsi_14"),
     # teams that trade, since markets on which nobody does tie
     **{"allow_short": True, "initial_neutral": 0.03, "commission_usd": 0.25, "impact": 0.1},
     **{"spread_ticks_regular": 0, "spread_ticks_other": 0},
 }
-COPIES = 9
 
 
 @cache
-def world(market, seed, **changes):
-    """Return a small strategic problem on a generated market."""
+def world(market, seed, kappa=None, **changes):
+    """Return a small strategic problem on a generated market of 30 minutes."""
     settings = STRATEGIC.settings.replace(**(WORLD | changes), seed=seed)
+    settings = settings.replace(market_parameters={} if kappa is None else {"kappa": kappa})
     loaded = load(Source(market=market, seed=seed), settings, STRATEGIC.minutes)
     return prepare(STRATEGIC, settings, loaded)
 
 
 def member(real, number):
-    """Return the setup of a member: runs of a real market, as copy 0, and its copies."""
-    run, copy = divmod(number, COPIES + 1)
+    """Return the setup of a member: of each run the real market, then its copies."""
+    run, copy = divmod(number, 1 + COPIES)
     return real(run) if copy == 0 else null_test.copy(real(run), copy)
 
 
-def scored(folder, runs, real, score=statistics):
-    """Train all runs and their copies side by side; return statistics [runs, 1 + COPIES]."""
-    numbers = range(runs * (COPIES + 1))
-    found = {}
+def on_real_markets(real, part):
+    """Return the statistic of every team on the test split of its run's real market."""
+    return statistics([real(number // (1 + COPIES)) for number in part.numbers], part.networks)
+
+
+def scored(folder, runs, real):
+    """Train runs and copies side by side; return statistics at home and on the real market.
+
+    Returns:
+        [runs, 1 + COPIES] f64 each.
+    """
+    numbers, found = range(runs * (1 + COPIES)), []
     for part in train_members(RunDirectory(folder), "null", numbers, partial(member, real)):
-        found |= dict(zip(part.numbers, zip(*score(part), strict=True), strict=True))
-    return np.array([found[n] for n in numbers]).T.reshape(-1, runs, COPIES + 1)
+        home, abroad = statistics(part.setups, part.networks), on_real_markets(real, part)
+        found += zip(home, abroad, strict=True)
+    return np.array(found).T.reshape(2, runs, 1 + COPIES)
 
 
-def p_values(scores, null=None):
-    """Return a p-value per run, from [runs, 1 + COPIES] statistics."""
-    null = scores if null is None else null
-    return np.array([p_value(x[0], y[1:]) for x, y in zip(scores, null, strict=True)])
-
-
-def distance(found):
+def distance(p_values):
     """Return the Kolmogorov-Smirnov distance from the uniform law on 1/(N + 1), …, 1."""
     steps = np.arange(1, COPIES + 2) / (COPIES + 1)
-    return max(abs((found <= step + 1e-9).mean() - step) for step in steps)
+    return max(abs((np.array(p_values) <= step + 1e-9).mean() - step) for step in steps)
 
 
-def critical(runs, level):
-    """Return the distance that a uniform law exceeds with a probability of at most `level`."""
-    return stats.kstwo.isf(level, runs)
+def critical(runs):
+    """Return the distance that p-values of so many runs exceed once in a hundred times, or less."""
+    return stats.kstwo.isf(0.01, runs)
 
 
-def honest_and_not(real, part):
-    """Return the statistics, and those of every team of a run on the test split of the real market.
+def uniform_unless_it_leaks(folder, runs, **changes):
+    """Check the p-values on martingales; the same check fails where one chooses by the test split.
 
-    Who picks among the latter chooses on what he measures by.
+    The cheat tries the teams of all the copies on the real test split and shows the best.
     """
-    reals = [real(number // (COPIES + 1)) for number in part.numbers]
-    return statistics(part.setups, part.networks), statistics(reals, part.networks)
+    home, abroad = scored(folder, runs, partial(world, "martingale", **changes))
+    assert (home == 0).mean() < 0.1  # the teams trade
+    honest = [p_value(one[0], one[1:]) for one in home]
+    cheat = [p_value(best.max(), one[1:]) for one, best in zip(home, abroad, strict=True)]
+    print(np.sort(honest), np.sort(cheat))
+    assert distance(honest) < critical(runs) < distance(cheat)
+
+
+@pytest.fixture
+def in_haste(monkeypatch):
+    monkeypatch.setattr(run_members, "_compile", compile_once)
+    monkeypatch.setattr(run_members, "MOST", 50)
+
+
+def test_p_values_on_martingales_are_uniform(tmp_path, in_haste):
+    uniform_unless_it_leaks(tmp_path, 20)
+
+
+@pytest.mark.slow
+def test_p_values_on_long_martingales_are_uniform(tmp_path):
+    """About five minutes on two cores."""
+    uniform_unless_it_leaks(tmp_path, 100, market_bars=6_000, num_envs=16, num_episodes=8)
+
+
+def test_p_value_is_small_where_there_is_something_to_learn(tmp_path, in_haste):
+    """On an easy planted market the team beats those of all nine copies: p = 1/10, five times."""
+    home, _ = scored(tmp_path, 5, partial(world, "planted", kappa=0.6, num_episodes=20))
+    assert [p_value(one[0], one[1:]) for one in home] == [1 / (1 + COPIES)] * 5
+
+
+# runs
+
+
+def gm_jax(*arguments):
+    return cli.main([*map(str, arguments)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_runs():
+    """Runs that are compiled in haste and draw nothing."""
+    with pytest.MonkeyPatch.context() as patch, compiled_in_haste():
+        for name in ("draw", "draw_returns"):
+            patch.setattr(results.pictures, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 4 iterations, of a team that trades and had no null test, to copy."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    trades = ("allow_short=true", "initial_neutral=0.1", "lr_actor=0.001")
+    sets = [x for a in [*TINY, "num_episodes=4", *trades] for x in ("--set", a)]
+    assert gm_jax("train", "tactical", "--out", out, *sets) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_members, "_compile", compile_once)
+    monkeypatch.setattr(run_members, "MOST", 2)
+    monkeypatch.setattr(pace, "INTERVAL_SECONDS", 0)
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def found(run):
+    path = run / "validation_results.json"
+    return json.loads(path.read_text())["splits"]["test"]["null_test"]
+
+
+def test_copies_are_added_to_a_finished_run(run, monkeypatch, capsys):
+    assert found(run) is None
+    seen = launches(monkeypatch)
+    assert gm_jax("train", "tactical", "--resume", run, "--null", 2) == 0
+    two = found(run)
+    assert (two["copies"], len(two["null"]), len(seen)) == (2, 2, 4)
+    assert two["p_value"] == p_value(two["statistic"], two["null"])
+    assert two["null_mean"] == pytest.approx(sum(two["null"]) / 2)
+    assert f"p = {two['p_value']:.3f}" in capsys.readouterr().err
+    assert not (run / null_test.NAME).exists()
+
+    assert gm_jax("train", "tactical", "--resume", run, "--null", 4) == 0
+    four = found(run)
+    assert len(seen) == 8  # the first two are not trained again
+    assert four["null"][:2] == two["null"]
+    assert four["statistic"] == two["statistic"]
+    assert len({*four["null"]}) == 4
+    assert json.loads((run / null_test.FILE).read_text())["statistics"] == four["null"]
+
+    assert gm_jax("train", "tactical", "--resume", run, "--null", 2) == 0
+    assert (found(run), len(seen)) == (two, 8)
+    capsys.readouterr()
+    assert gm_jax("evaluate", run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["null_test"] == two
+
+
+def test_interrupted_null_test_goes_on_where_it_was(run, tmp_path, monkeypatch, capsys):
+    whole = shutil.copytree(run, tmp_path / "whole")
+    assert gm_jax("train", "tactical", "--resume", whole, "--null", 4) == 0
+    for at, more in ((2, ("--null", 4)), (3, ())):  # that copies are wanted is remembered
+        with monkeypatch.context() as patch:
+            launches(patch, at, signal.SIGINT)  # inside the first two copies, inside the others
+            assert gm_jax("train", "tactical", "--resume", run, *more) == 130
+        assert "go on with `gm-jax train tactical --resume" in capsys.readouterr().err
+        assert found(run) is None
+    left = launches(monkeypatch)
+    assert gm_jax("train", "tactical", "--resume", run) == 0
+    assert len(left) == 8 - 2 - 3
+    assert found(run) == found(whole)
+    assert found(run)["copies"] == 4
+
+
+def test_copies_of_another_length_do_not_count(finished, run):
+    directory = RunDirectory.open(run)
+    assert null_test._known(directory, 4) == []
+    directory.write(null_test.FILE, {"num_episodes": 4, "statistics": [0.5, -0.25]})
+    assert null_test._known(directory, 4) == [0.5, -0.25]
+    assert null_test._known(directory, 8) == []

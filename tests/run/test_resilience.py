@@ -648,7 +648,7 @@ def test_kill_before_the_first_checkpoint(tmp_path, capsys):
     assert half_written(out)
     status, err = gm_jax(capsys, "train", "tactical", "--resume", out)
     assert status == 2
-    assert "There is nothing to resume; start a run with `gm-jax train`" in err
+    assert "There is nothing to go on from; start a run with `gm-jax train`" in err
     status, err = gm_jax(capsys, "train", "tactical", "--out", out, *SETS)
     assert status == 2
     assert "not empty; name another with --out." in err

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gm_jax import cli
 from gm_jax.env import direct
@@ -116,7 +117,7 @@ def test_trains_on_real_bars_end_to_end(capsys, shared_data, tmp_path):
 
 def test_learns_the_planted_drift():
     """At least 75 % of the oracle's after-cost Sharpe out of sample, and both targets met."""
-    setup = setup_of(Source(market="planted", seed=1))
+    setup = setup_of(Source(market="planted", seed=1), num_episodes=60)
     networks, most = trained(setup), setup.settings.max_contracts
     report, _ = evaluation.evaluate(setup, networks, setup.split.test, fit_oracle(setup))
     assert report["oracle_sharpe"] > 4
@@ -131,7 +132,7 @@ def test_learns_the_planted_drift():
 
 
 def test_stays_flat_where_nothing_can_be_earned():
-    setup = setup_of(Source(market="martingale", seed=0))
+    setup = setup_of(Source(market="martingale", seed=0), num_episodes=32)
     ledger = evaluation.team_ledger(setup, trained(setup), setup.split.test)
     assert np.abs(ledger.position).mean() < 0.05 * setup.settings.max_contracts
 
@@ -159,6 +160,7 @@ def stances(actions):
     return np.where(set_at < 0, 0, actions[np.maximum(set_at, 0)] - 1)
 
 
+@pytest.mark.slow
 def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns():
     """Volatility triples for weeks: the cap follows it, the manager makes use of the cap."""
     money = {"point_value_usd": 2.0, "commission_usd": 0.75, "start_equity_usd": 50_000.0}
