@@ -502,7 +502,7 @@ def test_signal_outside_the_loop_ends_at_once(
 
 
 def test_outside_the_main_thread_signals_are_left_alone(copy):
-    run = training.resume(copy, num_episodes=5)
+    run = training.resume(copy, changes={"num_episodes": 5})
     before = [signal.getsignal(s) for s in HANDLERS]
     summaries = []
     thread = threading.Thread(target=lambda: summaries.append(training.train(run)))

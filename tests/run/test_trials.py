@@ -71,7 +71,9 @@ def test_newest_of_each_setting_on_the_same_data_and_system(path):
         again,
     ):
         record(path, one)
-    assert known(path, "d", "tactical") == [made("b"), again]
+    # what the newest says, and what an earlier one says of other splits
+    merged = made("a", run="later", sharpe={**made("a").sharpe, "test": 0.9})
+    assert known(path, "d", "tactical") == [made("b"), merged]
     assert known(path, "other", "tactical") == [made("z", data="other")]
     assert known(path, "other", "strategic") == []
 
