@@ -157,3 +157,19 @@ def test_stays_flat_where_nothing_can_be_earned(tmp_path):
     assert splits["test"]["exposure"] < 0.05
     assert splits["test"]["last"]["exposure"] < 0.05
     assert splits["test"]["baselines"]["random"]["net_pnl"] < 0
+
+
+def test_only_a_run_at_its_planned_end_is_analysed(tmp_path, monkeypatch):
+    """Neither one stopped half-way nor one interrupted in its last interval."""
+    asked = []
+    monkeypatch.setattr(training, "write_results", lambda *_: {})
+    monkeypatch.setattr(training, "analyse", lambda *_: asked.append(True))
+    run = begin(tmp_path / "run", num_episodes=1, null_copies=1)
+    training.finish(run, began=0.0)
+    run.state, run.interrupted = run.state.replace(iteration=np.int32(1)), True
+    training.finish(run, began=0.0)
+    assert not asked
+    run.interrupted = False
+    training.finish(run, began=0.0)
+    assert asked
+    run.close()
