@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gm_jax.env import strategic, tactical
-from gm_jax.env.core import Team
+from gm_jax.env.team import Team
 from gm_jax.settings import Settings
 
 

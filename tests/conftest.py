@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from gm_jax import cache
+
 
 DATA = Path(os.environ.get("GM_JAX_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def pytest_configure(config):
+    """Share compiled programs among the tests' processes, and with nobody else."""
+    if not hasattr(config, "workerinput"):  # the first process; the others inherit it
+        os.environ[_CACHE] = tempfile.mkdtemp(prefix="gm_jax_compiled_")
+    cache.enable()
+
+
+def pytest_unconfigure(config):
+    """Forget them."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -43,9 +43,9 @@ def leverage_cap(equity: Array, price: Array, params: EnvParams) -> Array:
         price: ticks.
         params: of the environment.
     """
-    notional = (price * params.tick_cents).astype(jnp.float32)
-    cap = jnp.floor(params.max_leverage * equity.astype(jnp.float32) / notional)
-    return jnp.clip(cap, 0, params.max_contracts.astype(jnp.float32)).astype(jnp.int32)
+    notional = jnp.float32(price * params.tick_cents)
+    cap = jnp.floor(params.max_leverage * jnp.float32(equity) / notional)
+    return jnp.int32(jnp.clip(cap, 0, jnp.float32(params.max_contracts)))
 
 
 def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
@@ -53,14 +53,14 @@ def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
     bar = market.bars[state.t]
     cap = leverage_cap(state.equity, bar[CLOSE], params)
     least, most = _mandate(market.mandate[state.t], params)
-    notional = (bar[CLOSE] * params.tick_cents).astype(jnp.float32)
+    notional = jnp.float32(bar[CLOSE] * params.tick_cents)
     return Bounds(
         low=jnp.where(params.allow_short, -jnp.maximum(cap, -state.position), 0),
         high=jnp.maximum(cap, state.position),
         least=least,
         most=most,
         flat=state.halted | state.closing | (state.closed != OPEN_ACCOUNT),
-        unit=state.equity.astype(jnp.float32) / notional,
+        unit=jnp.float32(state.equity) / notional,
         opens=(bar[FLAGS] & SESSION_START) != 0,
         signals=market.signals[state.t],
     )
@@ -69,8 +69,8 @@ def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
 def _mandate(shares: Array, params: EnvParams) -> tuple[Array, Array]:
     """Return least and most contracts from shares of the maximum, [2] f32, rounded to flat."""
     slack = 1e-4  # a third of six is two, whatever float32 makes of a third
-    contracts = jnp.floor(jnp.abs(shares) * params.max_contracts.astype(jnp.float32) + slack)
-    least, most = contracts.astype(jnp.int32)
+    contracts = jnp.floor(jnp.abs(shares) * jnp.float32(params.max_contracts) + slack)
+    least, most = jnp.int32(contracts)
     return jnp.where(params.allow_short, -least, 0), most
 
 
@@ -92,14 +92,14 @@ def order_cost(
     size = jnp.abs(contracts)
     commission = size * params.commission
     spread = (size * spread_ticks * params.tick_cents + 1) // 2
-    quantity = size.astype(jnp.float32)
+    quantity = jnp.float32(size)
     impact = jnp.ceil((params.impact * impact_ticks) * (quantity * jnp.sqrt(quantity)))
-    return commission, spread, impact.astype(jnp.int32)
+    return commission, spread, jnp.int32(impact)
 
 
 def stop_price(position: Array, fill: Array, atr: Array, params: EnvParams) -> Array:
     """Return the stop of a position opened or enlarged at `fill` (ticks); 0 = none."""
-    distance = jnp.maximum(jnp.rint(params.stop_atr * atr), 1).astype(jnp.int32)
+    distance = jnp.int32(jnp.maximum(jnp.rint(params.stop_atr * atr), 1))
     wanted = (params.stop_atr > 0) & (position != 0)
     return jnp.where(wanted, fill - jnp.sign(position) * distance, 0)
 
@@ -125,7 +125,7 @@ def _trade(state: State, order: Order, bar: Array, atr: Array, params: EnvParams
 
     beyond = jnp.where(held > 0, bar[OPEN] <= stop, bar[OPEN] >= stop)
     gap_exit = jnp.where(beyond & (stop != 0) & traded, -held, 0)
-    filled = jnp.where(traded & ~holey & (gap_exit == 0), order.trade, 0)
+    filled = jnp.where(traded & (gap_exit == 0) & jnp.logical_not(holey), order.trade, 0)
     position = held + gap_exit + filled
 
     grown = (jnp.abs(position) > jnp.abs(held)) | (position * held < 0)
@@ -170,7 +170,8 @@ def advance(state: State, order: Order, market: Market, params: EnvParams) -> tu
         equity=equity,
         peak=jnp.maximum(state.peak, equity),
         session_equity=session_equity,
-        halted=(state.halted & ~opens) | below(equity, session_equity, params.daily_loss),
+        halted=(state.halted & jnp.logical_not(opens))
+        | below(equity, session_equity, params.daily_loss),
         closing=(state.closing | (state.halted & opens)) & (trades.position != 0),
     )
     return state.replace(closed=closing_reason(state, bar[CLOSE], params)), fill
@@ -181,15 +182,15 @@ def _fill(trades: _Trades, bar: Array, impact_ticks: Array, params: EnvParams) -
     exits = trades.gap_exit + trades.stop_exit  # never both
     orders = jnp.stack([trades.order, exits, trades.carried, trades.carried])
     items = jnp.stack(order_cost(orders, spread_width(bar, params), impact_ticks, params))
-    commission, spread, impact = items.sum(axis=1, dtype=jnp.int32)
+    commission, spread, impact = items.sum(axis=1)
     return Fill(
         traded=trades.order,
         gross=trades.gross * params.tick_cents,
         commission=commission,
         spread=spread,
         impact=impact,
-        order_cost=items[:, 0].sum(dtype=jnp.int32),
-        roll_cost=items[:, 2:].sum(dtype=jnp.int32),
+        order_cost=items[:, 0].sum(),
+        roll_cost=items[:, 2:].sum(),
         stopped=exits != 0,
     )
 
@@ -202,7 +203,7 @@ def spread_width(bar: Array, params: EnvParams) -> Array:
 
 def below(equity: Array, reference: Array, loss: Array) -> Array:
     """Return whether equity is under the reference (cents) less a share of it."""
-    return equity.astype(jnp.float32) < reference.astype(jnp.float32) * (1 - loss)
+    return jnp.float32(equity) < jnp.float32(reference) * (1 - loss)
 
 
 def closing_reason(state: State, price: Array, params: EnvParams) -> Array:
@@ -216,9 +217,9 @@ def closing_reason(state: State, price: Array, params: EnvParams) -> Array:
         price: its mark, ticks.
         params: of the environment.
     """
-    equity = state.equity.astype(jnp.float32)
-    notional = (jnp.abs(state.position) * price * params.tick_cents).astype(jnp.float32)
-    ruined = equity <= params.start_equity.astype(jnp.float32) * params.ruin
+    equity = jnp.float32(state.equity)
+    notional = jnp.float32(jnp.abs(state.position) * price * params.tick_cents)
+    ruined = equity <= jnp.float32(params.start_equity) * params.ruin
     called = equity < params.maintenance_margin * notional
     drawn = below(state.equity, state.peak, params.max_drawdown)
     reason = jnp.select(

@@ -9,28 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env.core import Team
-from gm_jax.env.rewards import TERMS
-from gm_jax.env.types import (
-    HOLE,
-    REGULAR,
-    ROLL,
-    SESSION_END,
-    SESSION_START,
-    TRADED,
-    EnvParams,
-    Market,
-)
+from gm_jax.env.team import Team
+from gm_jax.env.types import Market
+from gm_jax.env.units import SIMULATOR, bar_table, impact
 from gm_jax.errors import UserError
 from gm_jax.market import features
 from gm_jax.market.bars import Bars
-from gm_jax.market.calendar import regular_hours
 from gm_jax.market.split import clean_runs
 from gm_jax.settings import Settings
-
-
-# what the simulator itself needs to know at a decision: for impact and for stops
-_SIMULATOR = ("change_std_20", "mean_notional_20", "atr_14")
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ class Measured:
 
 def warmup(names: Sequence[str], minutes: int, team: Team) -> int:
     """Return the first bar at which every feature, cost and signal is known."""
-    return features.warmup((*names, *_SIMULATOR, *team.signal_names(minutes)))
+    return features.warmup((*names, *SIMULATOR, *team.signal_names(minutes)))
 
 
 def window_length(bars: Bars, train: tuple[int, int], settings: Settings) -> tuple[int, int]:
@@ -110,14 +96,16 @@ def measure(bars: Bars, settings: Settings, team: Team) -> Measured:
         UserError: prices that int32 cents cannot carry.
     """
     names, more = settings.features, team.signal_names(bars.minutes)
-    columns = features.compute((*names, *_SIMULATOR, *more), bars)
+    columns = features.compute((*names, *SIMULATOR, *more), bars)
     columns[: warmup(names, bars.minutes, team)] = 0
-    values, rest, signals = np.split(columns, [len(names), len(names) + len(_SIMULATOR)], axis=1)
+    values, rest, signals = np.split(columns, [len(names), len(names) + len(SIMULATOR)], axis=1)
     deviation, notional, atr = rest.T
+    # after 20 bars without volume the last known volume stands
+    known = notional[np.maximum.accumulate(np.where(notional > 0, np.arange(len(bars)), 0))]
     return Measured(
-        table=_bar_table(bars, settings),
+        table=bar_table(bars, settings),
         features=values,
-        impact=_impact(bars, deviation, notional),
+        impact=impact(bars.close, deviation / bars.tick, np.where(known > 0, known, np.inf)),
         atr=atr / bars.tick,
         signals=signals,
     )
@@ -138,79 +126,3 @@ def fit(
         "scale": jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
         "law": team.fit_law(measured.signals, train, bars.minutes),
     }
-
-
-def _bar_table(bars: Bars, settings: Settings) -> np.ndarray:
-    """Return [T, 6]: open, high, low, close and gap in ticks, flags."""
-    points = np.stack([bars.open, bars.high, bars.low, bars.close], axis=1)
-    ticks = np.rint(points / bars.tick)
-    largest = settings.max_contracts * tick_cents(settings)
-    if ticks.max() * largest >= 2**31:
-        raise UserError(
-            f"The highest price {bars.high.max()} makes a position worth more than int32 cents "
-            "can hold; set a smaller max_contracts or point_value_usd."
-        )
-    gap = np.append(0, ticks[1:, 0] - ticks[:-1, 3])
-    opens = np.diff(bars.session, prepend=bars.session[:1] - 1) != 0
-    flags = (
-        TRADED * (bars.volume > 0)
-        + REGULAR * regular_hours(bars.time)
-        + SESSION_START * opens
-        + SESSION_END * np.append(opens[1:], True)
-        + ROLL * bars.roll
-        + HOLE * bars.hole
-    )
-    return np.column_stack([ticks, gap, flags])
-
-
-def _impact(bars: Bars, deviation: np.ndarray, notional: np.ndarray) -> np.ndarray:
-    """Return σ20 · √(price / mean notional20), [T] ticks.
-
-    After 20 bars without volume the last known volume stands.
-    """
-    known = np.maximum.accumulate(np.where(notional > 0, np.arange(len(bars)), 0))
-    notional = notional[known]
-    share = np.divide(bars.close, notional, out=np.zeros(len(bars)), where=notional > 0)
-    return deviation / bars.tick * np.sqrt(share)
-
-
-def env_params(settings: Settings, episode_length: int) -> EnvParams:
-    """Return the simulator's traced numbers in ticks, cents and contracts."""
-    cents = {
-        name: round(getattr(settings, f"{name}_usd") * 100)
-        for name in ("commission", "start_equity")
-    }
-    tick = tick_cents(settings)
-    integers = {
-        **cents,
-        "tick_cents": tick,
-        "spread_regular": settings.spread_ticks_regular,
-        "spread_other": settings.spread_ticks_other,
-        "lots_small": settings.lots_small,
-        "lots_large": settings.lots_large,
-        "max_contracts": settings.max_contracts,
-        "episode_length": episode_length,
-    }
-    reals = {
-        "impact": settings.impact * tick,
-        "max_leverage": settings.max_leverage,
-        "daily_loss": settings.daily_loss,
-        "max_drawdown": settings.max_drawdown,
-        "ruin": settings.ruin,
-        "maintenance_margin": settings.maintenance_margin,
-        "stop_atr": settings.stop_atr,
-        "risk_aversion": settings.risk_aversion,
-    }
-    weights = {name: getattr(settings, f"reward_{name}") for name in TERMS}
-    return EnvParams(
-        **{k: jnp.asarray(v, dtype=jnp.int32) for k, v in integers.items()},
-        **{k: jnp.asarray(v, dtype=jnp.float32) for k, v in reals.items()},
-        reward_weights={k: jnp.asarray(v, dtype=jnp.float32) for k, v in weights.items()},
-        allow_short=jnp.asarray(settings.allow_short),
-        random_start=jnp.asarray(settings.random_start),
-    )
-
-
-def tick_cents(settings: Settings) -> int:
-    """Return what one tick of one contract is worth, cents."""
-    return round(settings.tick_points * settings.point_value_usd * 100)

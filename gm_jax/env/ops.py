@@ -27,7 +27,7 @@ def select(condition: Array, chosen: Tree, otherwise: Tree) -> Tree:
 
 def uniform(bits: Array, low: Array, high: Array) -> Array:
     """Draw a whole number from low to high, both included (i32), from 32 random bits."""
-    return low + (bits % (high - low + 1).astype(jnp.uint32)).astype(jnp.int32)
+    return low + jnp.int32(bits % jnp.uint32(high - low + 1))
 
 
 def lots_towards(gap: Array, params: EnvParams) -> Array:
@@ -39,4 +39,4 @@ def lots_towards(gap: Array, params: EnvParams) -> Array:
     large = (left == 0) | (left >= params.lots_small)
     small = jnp.abs(gap) >= params.lots_small
     size = jnp.where(large, 2, jnp.where(small, 1, 0))
-    return jnp.where((gap < 0) & (size > 0), size + 2, size).astype(jnp.int32)
+    return jnp.int32(jnp.where((gap < 0) & (size > 0), size + 2, size))

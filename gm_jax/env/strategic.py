@@ -112,7 +112,7 @@ def fresh_cap(share: Array, bounds: Bounds, params: EnvParams) -> Array:
     """Return C = clip(⌊s · equity / (notional · σ)⌋, 0, max), contracts."""
     volatility = jnp.maximum(bounds.signals[stances.VOLATILITY], 1e-6)
     cap = jnp.floor(jnp.float32(SHARES)[share] * bounds.unit / volatility)
-    return jnp.clip(cap, 0, params.max_contracts.astype(jnp.float32)).astype(jnp.int32)
+    return jnp.int32(jnp.clip(cap, 0, jnp.float32(params.max_contracts)))
 
 
 def _cap(controls: Controls, share: Array, bounds: Bounds, params: EnvParams) -> Array:
@@ -145,11 +145,11 @@ def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> 
     """
     controls, position = state.controls, state.position
     strategic, manager, detector = actions
-    share = shares(controls.share)[manager]
+    share = jnp.int32(shares(controls.share)[manager])
     cap = _cap(controls, share, bounds, params)
     stance = jnp.where(detector == HOLD, controls.stance, detector - 1)
     low, high = _admitted(position, cap, stance, bounds, params)
-    desired = jnp.clip(moves(controls.desired, params)[strategic], low, high)
+    desired = jnp.clip(jnp.int32(moves(controls.desired, params)[strategic]), low, high)
     desired = jnp.where(bounds.flat, 0, desired)
     trade = desired - position
     return Order(trade=trade, wanted=trade, controls=Controls(desired, share, stance, cap))
@@ -166,17 +166,17 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     cap = _cap(controls, reachable, bounds, params).max()
     low, high = _admitted(position, cap, jnp.int32(NORMAL), bounds, params)
     desired = jnp.clip(moves(controls.desired, params), low, high)
-    strategic = (desired != desired[HOLD]) & ~bounds.flat
+    strategic = (desired != desired[HOLD]) & jnp.logical_not(bounds.flat)
     manager = reachable != controls.share
     detector = jnp.arange(len(ACTIONS)) != controls.stance + 1
-    return jnp.stack([strategic, manager, detector]).at[:, HOLD].set(True)
+    return jnp.stack([strategic, manager, detector]) | (jnp.arange(len(ACTIONS)) == HOLD)
 
 
 def role_values(state: State, params: EnvParams) -> Array:
     """Return [3] f32, what each agent sees of its own control, as a share of its range."""
     controls = state.controls
-    values = jnp.stack([controls.desired, controls.share, controls.stance]).astype(jnp.float32)
-    most = params.max_contracts.astype(jnp.float32)
+    values = jnp.float32(jnp.stack([controls.desired, controls.share, controls.stance]))
+    most = jnp.float32(params.max_contracts)
     return values / jnp.stack([most, jnp.float32(LARGEST_SHARE), jnp.float32(len(STANCES) - 1)])
 
 
@@ -218,4 +218,4 @@ def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array
     strategic = jnp.abs(moves(controls.desired, params) - target).argmin()
     manager = jnp.where(controls.share < LARGEST_SHARE, INCREASE_RISK, HOLD)
     detector = jnp.where(controls.stance == NORMAL, HOLD, 1 + NORMAL)
-    return jnp.stack([strategic, manager, detector]).astype(jnp.int32)
+    return jnp.int32(jnp.stack([strategic, manager, detector]))

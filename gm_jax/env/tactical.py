@@ -98,7 +98,7 @@ def compose(state: State, actions: Array, bounds: Bounds, params: EnvParams) -> 
         bounds: of the account.
         params: of the environment.
     """
-    tactical, risk, execution = moves(params)[actions]
+    tactical, risk, execution = map(jnp.int32, moves(params)[actions])
     position = state.position
     limit = jnp.clip(state.controls.limit + risk, 0, params.max_contracts)
     desired = _desired(state.controls.desired + tactical, limit, bounds, params)
@@ -125,23 +125,23 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
 
     widest = jnp.minimum(controls.limit + params.lots_large, params.max_contracts)
     desired = _desired(controls.desired + move, widest, bounds, params)
-    tactical = (desired != desired[0]) & ~bounds.flat
+    tactical = (desired != desired[0]) & jnp.logical_not(bounds.flat)
 
     # reach of R upwards and downwards against what is traded anyway
     excess = _excess(position, widest, bounds, params)
     up, down = desired[BUY_LARGE] - position, position - desired[SELL_LARGE]
     reach = jnp.stack([jnp.minimum(up, 1), up, jnp.minimum(down, 1), down])
     forced = jnp.stack([excess, excess, -excess, -excess])
-    execution = (reach > jnp.maximum(forced, 0)) & ~bounds.flat
+    execution = (reach > jnp.maximum(forced, 0)) & jnp.logical_not(bounds.flat)
     execution = jnp.concatenate([jnp.ones_like(execution[:1]), execution])
-    return jnp.stack([tactical, risk, execution]).at[:, 0].set(True)
+    return jnp.stack([tactical, risk, execution]) | (jnp.arange(len(ACTIONS)) == HOLD)
 
 
 def role_values(state: State, params: EnvParams) -> Array:
     """Return [3] f32, what each agent sees of its own control, in units of the maximum."""
     controls = state.controls
     values = jnp.stack([controls.desired, controls.limit, controls.desired - state.position])
-    return values.astype(jnp.float32) / params.max_contracts.astype(jnp.float32)
+    return jnp.float32(values) / jnp.float32(params.max_contracts)
 
 
 def stopped(controls: Controls) -> Controls:
@@ -182,4 +182,4 @@ def follow(state: State, target: Array, work: Array, params: EnvParams) -> Array
     rest = state.controls.desired + verbs[tactical] - state.position
     up, down = jnp.where(work, BUY_SMALL, BUY_LARGE), jnp.where(work, SELL_SMALL, SELL_LARGE)
     execution = jnp.where(rest > 0, up, jnp.where(rest < 0, down, 0))
-    return jnp.stack([tactical, jnp.zeros_like(tactical), execution]).astype(jnp.int32)
+    return jnp.int32(jnp.stack([tactical, jnp.zeros_like(tactical), execution]))

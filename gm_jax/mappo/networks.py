@@ -18,7 +18,7 @@ ILLEGAL = -1e9
 
 
 class MLP(nn.Module):
-    """Hidden layers of ReLU, LayerNorm before the activation of the first few, linear output."""
+    """Hidden layers of ReLU, LayerNorm behind that of the first few, linear output."""
 
     hidden_sizes: tuple[int, ...]
     outputs: int
@@ -33,9 +33,9 @@ class MLP(nn.Module):
         hidden = nn.initializers.orthogonal(2**0.5)
         for layer, width in enumerate(self.hidden_sizes):
             x = nn.Dense(width, kernel_init=hidden, dtype=self.dtype, precision=self.precision)(x)
+            x = nn.relu(x)
             if layer < self.layer_norm:
                 x = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype)(x)
-            x = nn.relu(x)
         output = nn.initializers.orthogonal(self.output_scale)
         last = nn.Dense(
             self.outputs, kernel_init=output, dtype=self.dtype, precision=self.precision

@@ -11,6 +11,7 @@ from flax import struct
 
 from gm_jax.env import account, core
 from gm_jax.env.ops import select
+from gm_jax.env.team import start
 from gm_jax.env.types import FLAGS, SESSION_END, Array, EnvParams, Market, State
 from gm_jax.mappo import networks
 from gm_jax.mappo.types import Config
@@ -43,7 +44,7 @@ def segment_score(
     NaN below 5 sessions or without deviation; the score is then net P&L per bar in bp.
     """
     team = config.system.team
-    state = jax.vmap(core.start, in_axes=(0, None, None))(segments.first, params, team)
+    state = jax.vmap(start, in_axes=(0, None, None))(segments.first, params, team)
 
     def step(state: State) -> State:
         act = jax.vmap(partial(greedy, actor, market=market, params=params, config=config))

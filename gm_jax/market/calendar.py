@@ -6,7 +6,9 @@ date. Sessions are numbered by that date as days since 1970.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from functools import cache
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,10 @@ MINUTE = 60 * 10**9  # ns
 SESSION_MINUTES = 23 * 60
 REGULAR = ((9 + 6) * 60 + 30, (16 + 6) * 60)  # 09:30 and 16:00, in minutes since 18:00
 NEW_YORK = "America/New_York"
+
+_ZONE = ZoneInfo(NEW_YORK)
+_MOST_OVERDUE = 10_000  # bars that are counted
+_FEW = 4  # bars for which asking the zone one by one is quicker than pandas, by 100 times
 
 _OPEN_TO_MIDNIGHT = 6 * 60 * MINUTE  # 18:00 to 24:00: adding it turns a clock into a trade date
 _HALT = ((16 + 6) * 60 + 15, (16 + 6) * 60 + 30)  # 16:15 and 16:30, in minutes since 18:00
@@ -114,6 +120,20 @@ def holes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
     return hole
 
 
+def overdue(last_ns: int, minutes: int, now_ns: int) -> int:
+    """Return how many bars have closed since one, days that may be short left out.
+
+    Args:
+        last_ns: ns since 1970 UTC, open of the bar.
+        minutes: length of a bar.
+        now_ns: ns since 1970 UTC.
+    """
+    step = minutes * MINUTE
+    opens = np.arange(last_ns + step, now_ns - step + 1, step)[:_MOST_OVERDUE]
+    opens = opens[~closed(opens)]
+    return int((~np.isin(session_of(opens), _short_days().astype(np.int64))).sum())
+
+
 def trading_minutes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
     """Return the minutes from each time on that are no 16:15-16:30 halt, [T] i64.
 
@@ -148,8 +168,16 @@ def _halted(session: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarr
 
 def _clock(time_ns: np.ndarray) -> np.ndarray:
     """Return what a New York clock shows, [T] i64, ns since 1970 there."""
+    if len(time_ns) <= _FEW:
+        return np.array([ns + _ahead(int(ns)) for ns in time_ns], np.int64)
     utc = pd.DatetimeIndex(time_ns.astype("datetime64[ns]"), tz="UTC")
     return utc.tz_convert(NEW_YORK).tz_localize(None).to_numpy().astype(np.int64)
+
+
+def _ahead(time_ns: int) -> int:
+    """Return how far a New York clock is ahead of UTC (it is behind: negative), ns."""
+    seconds = datetime.fromtimestamp(time_ns // 10**9, _ZONE).utcoffset() or timedelta()
+    return int(seconds.total_seconds()) * 10**9
 
 
 def _date(session: np.ndarray) -> np.ndarray:

@@ -21,11 +21,13 @@ _MAX_TICKS = 2**24  # float32 holds every whole number up to here
 _MAX_VOLUME = 1e12  # contracts
 
 
-def drop_bad_rows(frame: pd.DataFrame, minutes: int) -> tuple[pd.DataFrame, dict[str, int]]:
+def drop_bad_rows(
+    frame: pd.DataFrame, minutes: int, newest: int = 0
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Drop rows that cannot be bars, at most 1 % of all; return the count of each fault.
 
     Raises:
-        UserError: more than 1 % are bad.
+        UserError: more than 1 % are bad, or any of the `newest` rows.
     """
     values = frame[list(VALUES)].to_numpy()
     prices, volume = values[:, :4], values[:, 4]
@@ -49,6 +51,13 @@ def drop_bad_rows(frame: pd.DataFrame, minutes: int) -> tuple[pd.DataFrame, dict
         raise UserError(
             f"{bad.sum():,} of {len(frame):,} rows are bad ({listed}; {_lines(frame, bad)}). "
             "Expected at most 1 %: mend or remove them."
+        )
+    late = bad & (np.arange(len(frame)) >= len(frame) - newest)
+    if late.any():
+        names = [name for i, name in enumerate(faults) if (late & (first_fault == i)).any()]
+        raise UserError(
+            f"Of the newest {newest:,} bars {late.sum():,} are bad ({', '.join(names)}; "
+            f"{_lines(frame, late)}). A decision rests on them: mend them, then ask again."
         )
     return frame[~bad], counts
 

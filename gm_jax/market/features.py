@@ -78,13 +78,7 @@ def compute(names: Sequence[str], bars: BarArrays) -> np.ndarray:
 
     Row t uses bars up to and including t. Equals `FeatureStream` bit for bit.
     """
-    features = [parse(name) for name in names]
-    out = np.full((len(bars.close), len(features)), NAN)
-    with np.errstate(all="ignore"):
-        x = Batch(bars)
-        for column, f in enumerate(features):
-            out[f.warmup :, column] = f.read(x)[f.warmup :]
-    return out
+    return FeatureStream.after(names, bars)[1]
 
 
 class FeatureStream:
@@ -100,6 +94,22 @@ class FeatureStream:
         self.minutes = minutes
         self._features = [(f, f.warmup) for f in map(parse, names)]
         self._x, self._bars = Stream(minutes), 0
+
+    @classmethod
+    def after(cls, names: Sequence[str], bars: BarArrays) -> tuple[FeatureStream, np.ndarray]:
+        """Return a stream that has seen all bars, and what `compute` says of them, [T, F] f64."""
+        stream, values = cls(names, bars.minutes), np.full((len(bars.close), len(names)), NAN)
+        with np.errstate(all="ignore"):
+            x = Batch(bars)
+            for column, (f, ready) in enumerate(stream._features):
+                values[ready:, column] = f.read(x)[ready:]
+        stream._bars, stream._x.slots = len(bars.close), x.slots
+        return stream, values
+
+    @property
+    def bars(self) -> int:
+        """How many bars the stream has seen."""
+        return self._bars
 
     def update(
         self,

@@ -32,6 +32,7 @@ def load(
     repair: bool = False,
     tick: float = 0.25,
     around_the_clock: bool = False,
+    live: int = 0,
 ) -> tuple[Bars, DataReport]:
     """Read bars and make sure of them.
 
@@ -43,6 +44,8 @@ def load(
         repair: keep the first of conflicting rows and sort backward steps, instead of refusing.
         tick: points.
         around_the_clock: accept a market without the exchange's break and weekend; needs `tz`.
+        live: how many of the newest bars a decision rests on now: none of these may be bad, and
+            the last two sessions are kept, however little they have traded so far.
 
     Returns:
         The usable bars and the report on the whole file.
@@ -55,10 +58,12 @@ def load(
     stamps = parse(frame["time"], date_format)
     minutes = _bar_minutes(stamps.time, minutes, source)
     frame["time"], zone, zone_notes = _in_utc(stamps, minutes, tz, around_the_clock)
-    clean, counts = _clean(frame, minutes, tick, repair, around_the_clock)
+    clean, counts = _clean(frame, minutes, tick, repair, around_the_clock, live)
 
     whole = _bars(clean, minutes, tick, around_the_clock)
     thin = thin_sessions(whole.session, whole.volume)
+    if live:
+        thin &= whole.session < np.unique(whole.session)[-2:][0]
     bars = whole
     if thin.any():
         bars = _bars(clean[~thin], minutes, tick, around_the_clock)
@@ -134,10 +139,15 @@ def _in_utc(
 
 
 def _clean(
-    frame: pd.DataFrame, minutes: int, tick: float, repair: bool, around_the_clock: bool
+    frame: pd.DataFrame,
+    minutes: int,
+    tick: float,
+    repair: bool,
+    around_the_clock: bool,
+    newest: int,
 ) -> tuple[pd.DataFrame, Counts]:
     """Refuse, drop, sort and round, in this order."""
-    frame, faults = cleaning.drop_bad_rows(frame, minutes)
+    frame, faults = cleaning.drop_bad_rows(frame, minutes, newest)
     if not around_the_clock:
         frame, faults["outside trading hours"] = cleaning.drop_closed(frame)
     frame, duplicates = cleaning.drop_duplicates(frame, repair)

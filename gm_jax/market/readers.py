@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from gm_jax.market.calendar import minute_of_session
-from gm_jax.market.ops import NAN, Ops, Value
+from gm_jax.market.ops import NAN, Ops, Value, block
 
 
 FADE = 7  # time constants until a recursive mean has forgotten its seed: e^-7 < 1/1000
@@ -102,10 +102,14 @@ class BarArrays(Protocol):
 
 
 class Batch(Ops):
-    """All bars at once: every value is an array [T] f64."""
+    """All bars at once: every value is an array [T] f64.
+
+    What `Stream` would remember after the last bar is left in `slots`, so that it can go on.
+    """
 
     def __init__(self, bars: BarArrays) -> None:
         super().__init__()
+        self.slots: list[list[float]] = []
         self._time, self.bar_minutes = bars.time, bars.minutes
         columns = (bars.open, bars.high, bars.low, bars.close, bars.volume)
         self.load([np.asarray(c, np.float64) for c in columns], np.asarray(bars.roll, np.bool_))
@@ -114,26 +118,33 @@ class Batch(Ops):
     def minute(self) -> Value:  # time zones take long, and few features ask
         return minute_of_session(self._time).astype(np.float64)
 
+    def _slot(self, start: list[float]) -> list[float]:
+        self.slots.append(start)
+        return start
+
     def lag(self, a: Value, n: int) -> Value:
-        return np.concatenate([np.full(n, NAN), a])[: len(a)]
+        return self.window(a, n + 1)[0]
 
     def window(self, a: Value, n: int) -> Sequence[Value]:
-        padded = np.concatenate([np.full(n - 1, NAN), a])
-        return [padded[k : k + len(a)] for k in range(n)]
+        padded = np.concatenate([np.full(n, NAN), a])
+        self._slot(padded[-n:].tolist())
+        return [padded[1 + k : 1 + k + len(a)] for k in range(n)]
 
     def smooth(self, a: Value, n: int, weight: float, delay: int = 0) -> Value:
-        return np.array(recursion(a.tolist(), [0, 0.0], n, weight, delay))
+        return np.array(recursion(a.tolist(), self._slot([0, 0.0]), n, weight, delay))
 
     def season(self, a: Value) -> Value:
-        memory = [0.0] * (DAY + 1), [0.0] * (DAY + 1)
+        memory = (self._slot([0.0] * (DAY + 1)) for _ in range(2))
         return np.array(seasons(a.tolist(), self.minute.tolist(), *memory))
 
     def percentiles(self, a: Value, n: int, percents: Sequence[int]) -> Sequence[Value]:
-        rows = order_statistics(a.tolist(), [], [], n, percents)
+        rows = order_statistics(a.tolist(), self._slot([]), self._slot([]), n, percents)
         return list(np.array(rows).reshape(len(a), len(percents)).T)
 
     def product(self, a: Value) -> Value:
-        return np.cumprod(a)
+        running = np.cumprod(a)
+        self._slot([float(running[-1])] if len(running) else [1.0])
+        return running
 
     def where(self, condition: Value, a: Value, b: Value) -> Value:
         return np.where(condition, a, b)
@@ -191,6 +202,40 @@ class Stream(Ops):
         slot = self._slot(lambda: [1.0])
         slot[0] *= a
         return slot[0]
+
+    # The same additions in the same order as Ops, as plain loops: twice as quick.
+
+    def sum(self, a: Value, n: int) -> Value:
+        first, *rest = self.window(a, n)
+        for v in rest:
+            first += v
+        return first
+
+    def mean(self, a: Value, n: int) -> Value:
+        moved = 0.0
+        for v in self.window(a, n):
+            moved += v - a
+        return a + moved / n
+
+    def long_mean(self, a: Value, n: int) -> Value:
+        *older, newest = self.block_sums(a, n)
+        added, blocks = 0.0, 1
+        for v in older:
+            if v == v:  # not NaN
+                added += v
+                blocks += 1
+        return (added + newest) / (blocks * block(n))
+
+    def std(self, a: Value, n: int) -> Value:
+        values = [v - a for v in self.window(a, n)]
+        centre = 0.0
+        for v in values:
+            centre += v
+        centre /= n
+        square = 0.0
+        for v in values:
+            square += (v - centre) * (v - centre)
+        return math.sqrt(square / n)
 
     def where(self, condition: Value, a: Value, b: Value) -> Value:
         return a if condition else b

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env.core import Team
+from gm_jax.env.team import Team
 from gm_jax.env.types import EnvParams, Market
 from gm_jax.report.backtest import backtest_many
 from gm_jax.report.bootstrap import interval

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.env import account, core
-from gm_jax.env.core import Team
 from gm_jax.env.ops import select
+from gm_jax.env.team import Team, start
 from gm_jax.env.types import Array, EnvParams, Market, State
 from gm_jax.errors import UserError
 from gm_jax.market.bars import Bars
@@ -257,7 +257,7 @@ def _run(
         }
         return select(last, state, after), row
 
-    state, rows = jax.lax.scan(body, core.start(first, params, team), jnp.arange(length))
+    state, rows = jax.lax.scan(body, start(first, params, team), jnp.arange(length))
     return rows, state.equity - account.close_out(state, market, params).cost
 
 

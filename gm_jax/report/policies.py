@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gm_jax.env import account
-from gm_jax.env.core import Team
+from gm_jax.env.team import Team
 from gm_jax.env.types import Array, EnvParams, Market, State
 
 

@@ -7,8 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gm_jax.deploy.ledger import header, row
 from gm_jax.env import arrays
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
@@ -104,7 +103,7 @@ def _report(
         **report,
         **evaluation.luck(team, tried, split),
         "targets": evaluation.targets(setup, report, split, int(state.best.iteration)),
-        "null_test": results.stored_null_test(directory) if own and split == "test" else None,
+        **{k: results.stored(directory, split, k) if own else None for k in ("pbo", "null_test")},
     }, team
 
 
@@ -144,17 +143,13 @@ def write_ledger(ledger: Ledger, agents: tuple[str, ...], path: Path) -> None:
 
     A row holds the account at the bar's close and the decisions taken then.
     """
-    times = np.datetime_as_string(ledger.time.astype("datetime64[ns]"), unit="s")
     part = path.with_suffix(path.suffix + ".part")
+    columns = (ledger.time, ledger.actions, ledger.target, ledger.position, ledger.equity)
     try:
         with part.open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["time", *agents, "target_position", "position", "equity"])
-            for row in zip(
-                times, ledger.actions, ledger.target, ledger.position, ledger.equity, strict=True
-            ):
-                time, actions, target, position, equity = row
-                table.writerow([f"{time}Z", *actions, target, position, f"{equity / 100:.2f}"])
+            table.writerow(header(agents))
+            table.writerows(row(*values) for values in zip(*columns, strict=True))
         part.replace(path)
     except OSError as error:
         raise UserError(f"Cannot write the ledger {path}: {error.strerror}.") from error

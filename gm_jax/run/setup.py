@@ -9,9 +9,10 @@ from functools import cached_property
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env import arrays
+from gm_jax.env import arrays, units
 from gm_jax.env.types import EnvParams, Market
 from gm_jax.errors import UserError
+from gm_jax.mappo.scaling import Scaler
 from gm_jax.mappo.types import Config, Hyper
 from gm_jax.mappo.validation import Segments
 from gm_jax.market import features, split
@@ -44,6 +45,12 @@ class Setup:
     hyper: Hyper
     segments: Segments
     warnings: tuple[str, ...]
+
+    @cached_property
+    def scaler(self) -> Scaler:
+        """What the networks' features are centred on and divided by."""
+        mean, scale = (np.asarray(x, np.float64) for x in (self.market.mean, self.market.scale))
+        return Scaler(mean, scale)
 
     @cached_property
     def regimes(self) -> np.ndarray:
@@ -135,7 +142,7 @@ def assemble(
         warmup=arrays.warmup(settings.features, system.minutes, system.team),
         episode_length=episode,
         market=market,
-        params=arrays.env_params(settings, episode),
+        params=units.env_params(settings, episode),
         config=static_config(system, fitted),
         hyper=hyper(settings, episode // rollout),
         segments=Segments(jnp.asarray(first), jnp.asarray(steps)),

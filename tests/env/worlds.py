@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env import arrays, stances
+from gm_jax.env import stances, units
 from gm_jax.env.types import HOLE, REGULAR, ROLL, SESSION_END, SESSION_START, TRADED, Bounds, Market
 from gm_jax.market.regimes import REGIMES
 from gm_jax.settings import Settings
@@ -127,4 +127,4 @@ def random_settings(rng: np.random.Generator, allow_short: bool) -> Settings:
 
 def params_of(settings: Settings, episode_length: int = 1_000):
     """Return the traced parameters of settings."""
-    return arrays.env_params(settings, episode_length)
+    return units.env_params(settings, episode_length)

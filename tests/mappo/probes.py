@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env import arrays, tactical
+from gm_jax.env import tactical, units
 from gm_jax.env.types import TRADED, Market, Order
 from gm_jax.mappo.validation import Segments
 from gm_jax.run.setup import hyper, static_config
@@ -100,6 +100,6 @@ def problem(chosen: bool = False, **changes):
     return (
         static_config(system, settings),
         hyper(settings, 1),
-        arrays.env_params(settings, episode),
+        units.env_params(settings, episode),
         Segments(jnp.zeros(1, dtype=jnp.int32), jnp.ones(1, dtype=jnp.int32)),
     )

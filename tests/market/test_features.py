@@ -403,6 +403,18 @@ def test_state_round_trip(cut):
     assert json.dumps(reader.state()) == text  # a state is a copy, not a view
 
 
+@pytest.mark.parametrize("cut", [0, 1, 30, 250])
+def test_stream_goes_on_after_a_file(cut):
+    names, bars = OBSERVED + POINTS + SHORT, make_bars(320, 11, roll_share=0.02)
+    reader, values = ft.FeatureStream.after(names, bars.rows(slice(cut)))
+    seen, other = stream(names, bars.rows(slice(cut)))
+    assert_same_bits(values, seen)
+    if cut:
+        assert reader.state() == other.state()
+    rest = bars.rows(slice(cut, None))
+    assert_same_bits(np.array([reader.update(*bar) for bar in rest]), ft.compute(names, bars)[cut:])
+
+
 def test_state_of_another_stream_is_refused():
     state = ft.FeatureStream(["rsi_14"], 5).state()
     with pytest.raises(ValueError, match=r"holds names \['rsi_14'\]; expected \['rsi_15'\]"):

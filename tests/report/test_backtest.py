@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax.env import arrays, core, direct, tactical
+from gm_jax.env import arrays, core, direct, tactical, units
 from gm_jax.env.types import FLAGS, REGULAR
 from gm_jax.errors import UserError
 from gm_jax.mappo import networks
@@ -67,7 +67,7 @@ def hold(contracts, bars, first=0, count=8, **changes):
         bars,
         (FIRST + first, FIRST + first + count),
         market,
-        arrays.env_params(settings, 10),
+        units.env_params(settings, 10),
         direct,
     )
 

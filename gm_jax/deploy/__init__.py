@@ -1,0 +1,1 @@
+"""What an exported model carries: it runs without gm_jax."""
