@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from gm_jax import gpu_optimizer
+    import gm_jax.gpu_optimizer as gpu_optimizer
     from gm_jax.deploy.trading_env import TradingEnvironment
     from gm_jax.trainer import (
         MAPPOTrainer,

@@ -88,19 +88,20 @@ def flops_per_env_step(setup: Setup) -> int:
     A forward pass costs 2 per weight, a gradient three of them: once forward to act, twice to
     value this state and the next, then forward and backward in every epoch.
     """
-    networks = _abstract_state(setup).networks
+    networks = abstract_state(setup).networks
     epochs = setup.config.num_epochs
-    return _weights(networks.actor) * 2 * (1 + 3 * epochs) + _weights(networks.critic) * 2 * (
+    return weights(networks.actor) * 2 * (1 + 3 * epochs) + weights(networks.critic) * 2 * (
         2 + 3 * epochs
     )
 
 
-def _weights(params: Any) -> int:
+def weights(params: Any) -> int:
     """Count the entries of all kernels, leaves [copies, inputs, outputs]."""
     return sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 3)
 
 
-def _abstract_state(setup: Setup) -> TrainState:
+def abstract_state(setup: Setup) -> TrainState:
+    """Return the shapes of a run's state."""
     init = partial(learner.init_state, config=setup.config)
     state: TrainState = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
     return state
@@ -109,7 +110,7 @@ def _abstract_state(setup: Setup) -> TrainState:
 def _compile(setup: Setup) -> tuple[Callable[[Any], Any], float, float]:
     """Compile the training program cold, then again from the cache it left behind."""
     arguments = (setup.market, setup.params, setup.hyper, setup.segments)
-    state, seconds = _abstract_state(setup), []
+    state, seconds = abstract_state(setup), []
     before = jax.config.values["jax_compilation_cache_dir"]
     with tempfile.TemporaryDirectory() as cache:
         try:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 
 # JAX keeps by default only what took a second to compile; a run has dozens of smaller programs
-_DEFAULTS = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+_ALL = {
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 
 
@@ -19,26 +18,22 @@ def enable() -> None:
     """Let JAX keep compiled programs in the user's cache directory.
 
     JAX's own variables win: JAX_COMPILATION_CACHE_DIR names another directory,
-    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
+    JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. Where the directory cannot be made there
+    is none.
     """
-    variables = {"JAX_COMPILATION_CACHE_DIR": str(directory()), **_DEFAULTS}
-    for name, value in variables.items():
-        os.environ.setdefault(name, value)
-    if "jax" in sys.modules:  # it has read them already
-        _tell_jax({name: os.environ[name] for name in variables})
+    try:
+        directory().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # JAX would warn of every single program
+    options = {"jax_compilation_cache_dir": str(directory()), **_ALL}
+    fresh = {name: value for name, value in options.items() if name.upper() not in os.environ}
+    for name, value in fresh.items():
+        os.environ[name.upper()] = str(value)  # for this process and for those it starts
+    if "jax" in sys.modules:  # which has read the variables already
+        import jax
 
-
-def _tell_jax(variables: Mapping[str, str]) -> None:
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
-        return
-    for name, value in variables.items():
-        option = name.lower()
-        kind = str if name.endswith("DIR") else type(jax.config.values[option])
-        jax.config.update(option, kind(value))
-    compilation_cache.reset_cache()  # it may have found none before
+        for name, value in fresh.items():
+            jax.config.update(name, value)
 
 
 def directory() -> Path:

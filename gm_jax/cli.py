@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gm_jax import cli_data, config
+from gm_jax import cache, cli_data, cli_sweep, config
 from gm_jax.cli_base import (
     CSV_FLAGS,
     FAILURE,
@@ -50,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its status: 0 fine, 1 failed, 2 to be mended, 130 interrupted."""
     arguments = _parser().parse_args(argv)
+    cache.enable()
     try:
         with handled(interrupt, signal.SIGTERM):
             status, result = arguments.run(arguments)
@@ -146,6 +147,22 @@ def _evaluate(arguments: argparse.Namespace) -> Result:
         ],
     )
     return FINE, report
+
+
+def _export(arguments: argparse.Namespace) -> Result:
+    from gm_jax.export import package
+
+    result = package.export_run(
+        arguments.run_dir,
+        arguments.out,
+        arguments.layout,
+        onnx=arguments.onnx,
+        safetensors=arguments.safetensors,
+    )
+    show(
+        arguments, [f"{len(result['files'])} files, layout {result['layout']}: {result['package']}"]
+    )
+    return FINE, result
 
 
 def _bench(arguments: argparse.Namespace) -> Result:
@@ -253,6 +270,15 @@ def _parser() -> _Parser:
     evaluate.add_argument("--ledger", type=Path, metavar="FILE", help="write a row per bar")
     evaluate.set_defaults(market=None, strategic=None)
     csv_flags(evaluate)
+
+    export = command(commands, "export", _export, "write the networks for PyTorch")
+    export.add_argument("run_dir", type=Path, metavar="RUN")
+    export.add_argument("--out", type=Path, metavar="DIR", help="by default the run directory")
+    export.add_argument("--layout", choices=["gm", "grandmodel"], default="gm")
+    export.add_argument("--onnx", action="store_true", help="ONNX files as well")
+    export.add_argument("--safetensors", action="store_true", help="safetensors files as well")
+
+    cli_sweep.add_command(commands, _system, _settings, _source)
 
     bench = command(commands, "bench", _bench, "measure speed against the machine's ceiling")
     bench.add_argument("system", metavar="SYSTEM")

@@ -19,7 +19,7 @@ PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 OLDEST_DRIVER = 525  # major version that CUDA 12 needs on Linux; source: JAX's installation guide
 LEAST_FREE = 200 * 2**20  # bytes, for a run with its checkpoints
 
-_GPU_PLATFORMS = ("gpu", "cuda", "rocm")
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")  # as JAX names them
 _PATIENCE = 20  # seconds for nvidia-smi, which hangs where a driver does
 
 
@@ -58,19 +58,15 @@ def examine(
         devices = (find_devices or jax_devices)()
     except Exception as error:  # whatever it is, the doctor is asked about it
         problems.append(f"JAX does not start: {_first_line(error)}. {_unset(environment)}")
-    seen = sum(device["platform"] in _GPU_PLATFORMS for device in devices)
-    if nvidia.gpus and not seen:
-        problems.append(
-            f"JAX does not see the GPU ({nvidia.gpus[0]}): "
-            f"{'; '.join(_reasons(nvidia, versions, environment))}."
-        )
+    unseen = unseen_gpu(nvidia, devices, versions, environment)
+    problems += [unseen] if unseen else []
     runs = _runs_folder()
     problems += _folder_problems(runs)
     return {
         "versions": {"python": platform.python_version(), **versions},
         "system": platform.platform(),
         "cpu_count": _cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "devices": devices,
         "jax_platform": devices[0]["platform"] if devices else None,
         "nvidia_gpus": list(nvidia.gpus),
@@ -80,6 +76,26 @@ def examine(
         "problems": problems,
         "ok": not problems,
     }
+
+
+def unseen_gpu(
+    nvidia: Nvidia,
+    devices: Iterable[Mapping[str, Any]],
+    versions: Mapping[str, str | None],
+    environment: Mapping[str, str] = os.environ,
+) -> str | None:
+    """Say why JAX does not see a GPU that the machine has, and how to mend it; None if it does.
+
+    Args:
+        nvidia: what the machine has.
+        devices: what JAX sees, as of `jax_devices`.
+        versions: of jaxlib and its plugins.
+        environment: variables that hide devices from JAX.
+    """
+    if not nvidia.gpus or any(device["platform"] in GPU_PLATFORMS for device in devices):
+        return None
+    reasons = "; ".join(_reasons(nvidia, versions, environment))
+    return f"JAX does not see the GPU ({nvidia.gpus[0]}): {reasons}."
 
 
 def lines(report: Mapping[str, Any]) -> Iterable[str]:
@@ -234,7 +250,7 @@ def _cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Return the memory of the machine, or of the container where that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):

@@ -69,8 +69,8 @@ def bounds(state: State, market: Market, params: EnvParams) -> Bounds:
 def _mandate(shares: Array, params: EnvParams) -> tuple[Array, Array]:
     """Return least and most contracts from shares of the maximum, [2] f32, rounded to flat."""
     slack = 1e-4  # a third of six is two, whatever float32 makes of a third
-    contracts = jnp.floor(jnp.abs(shares) * jnp.float32(params.max_contracts) + slack)
-    least, most = jnp.int32(contracts)
+    largest = jnp.float32(params.max_contracts)
+    least, most = (jnp.int32(jnp.floor(jnp.abs(share) * largest + slack)) for share in shares)
     return jnp.where(params.allow_short, -least, 0), most
 
 
@@ -180,17 +180,23 @@ def advance(state: State, order: Order, market: Market, params: EnvParams) -> tu
 def _fill(trades: _Trades, bar: Array, impact_ticks: Array, params: EnvParams) -> Fill:
     """Return what the bar's trades earned and cost; each is an order of its own."""
     exits = trades.gap_exit + trades.stop_exit  # never both
-    orders = jnp.stack([trades.order, exits, trades.carried, trades.carried])
-    items = jnp.stack(order_cost(orders, spread_width(bar, params), impact_ticks, params))
-    commission, spread, impact = items.sum(axis=1)
+    width = spread_width(bar, params)
+    order, closing, rolling = (
+        order_cost(contracts, width, impact_ticks, params)
+        for contracts in (trades.order, exits, trades.carried)
+    )
+    # what is carried over a roll is sold and bought
+    commission, spread, impact = (
+        a + b + 2 * c for a, b, c in zip(order, closing, rolling, strict=True)
+    )
     return Fill(
         traded=trades.order,
         gross=trades.gross * params.tick_cents,
         commission=commission,
         spread=spread,
         impact=impact,
-        order_cost=items[:, 0].sum(),
-        roll_cost=items[:, 2:].sum(),
+        order_cost=sum(order[1:], order[0]),
+        roll_cost=2 * sum(rolling[1:], rolling[0]),
         stopped=exits != 0,
     )
 

@@ -92,7 +92,7 @@ def _content(path: Path) -> dict[str, Any]:
         return dict(found)
     if {"actors", "critics", "actor_optimizers"} <= keys:
         return _from_grandmodel(path, found)
-    what = f"the {found['agent']}'s network alone" if "agent" in keys else "no team of gm-jax"
+    what = f"one network of {found['agent']} alone" if "agent" in keys else "no team of gm-jax"
     raise UserError(
         f"{path} holds {what}; expected best_<system>_model.pth or final_<system>_model.pth of an "
         "export, or a file of save_checkpoint."
@@ -213,4 +213,4 @@ def _disagreement(restored: Restored, system: System) -> float:
             wanted = entry["probe_outputs"].numpy().astype(np.float64)
             bound = agents.BOUND * np.maximum(entry["config"]["unit"], np.abs(wanted))
             shares.append((np.abs(found - wanted) / bound).max())
-    return float(max(shares))
+    return float(np.max(shares))  # NaN where one is

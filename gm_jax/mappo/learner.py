@@ -55,12 +55,17 @@ def init_state(key: Array, market: Market, params: EnvParams, config: Config) ->
         key=key,
         update=jnp.int32(0),
         iteration=jnp.int32(0),
-        best=Best(
-            networks=jax.tree.map(jnp.copy, team_networks),
-            score=jnp.float32(-jnp.inf),
-            sharpe=jnp.float32(jnp.nan),
-            iteration=jnp.int32(0),
-        ),
+        best=unscored(team_networks),
+    )
+
+
+def unscored(nets: Networks) -> Best:
+    """Return what is best before any validation; its arrays are not those of `nets`."""
+    return Best(
+        networks=jax.tree.map(jnp.copy, nets),
+        score=jnp.float32(-jnp.inf),
+        sharpe=jnp.float32(jnp.nan),
+        iteration=jnp.int32(0),
     )
 
 

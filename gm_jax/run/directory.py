@@ -23,6 +23,7 @@ from gm_jax.errors import UserError
 
 SCHEMA_VERSION = 1
 LOCK = ".lock"
+SWEEP, BEST = "sweep.json", "best"  # what makes a directory that of a sweep; its best run
 PART = ".part"  # ends the name of what is not whole yet
 
 
@@ -83,7 +84,7 @@ class RunDirectory:
             hint = f", or go on with it by --resume {self.path}"
             raise UserError(
                 f"The run directory {self.path} is not empty; name another with --out"
-                f"{hint if 'model_config.json' in found else ''}."
+                f"{hint if found & {'model_config.json', SWEEP} else ''}."
             )
 
     @classmethod
@@ -201,6 +202,23 @@ class RunDirectory:
         write_whole(self.metrics, "".join(to_json(row) + "\n" for row in kept))
 
 
+@contextmanager
+def begun(directory: RunDirectory) -> Iterator[None]:
+    """Remove a new directory whose first files cannot be written: nothing can go on from it.
+
+    Raises:
+        UserError: instead of a WriteError.
+    """
+    try:
+        yield
+    except BaseException as error:
+        directory.release()
+        shutil.rmtree(directory.path, ignore_errors=True)
+        if isinstance(error, WriteError):
+            raise UserError(f"{error} Nothing was begun; name another folder by --out.") from error
+        raise
+
+
 def _make(path: Path, exist_ok: bool) -> bool:
     """Make a folder; return False where there is one that may not be used."""
     try:
@@ -215,7 +233,7 @@ def _make(path: Path, exist_ok: bool) -> bool:
     return True
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file that is there whole or not at all, power cuts included.
 
     Raises:
@@ -223,8 +241,8 @@ def write_whole(path: Path, text: str) -> None:
     """
     part = path.with_name(path.name + PART)
     with writing(path):
-        with part.open("w") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

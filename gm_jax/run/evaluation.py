@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gm_jax.env.core import Team
+from gm_jax.env.team import Team
 from gm_jax.env.types import Array, EnvParams, Market, State
 from gm_jax.mappo.types import Config, Networks
 from gm_jax.mappo.validation import greedy
@@ -67,18 +67,25 @@ def evaluate(
     report = account_report(setup, team, span) | comparison(setup, ledgers)
     report |= {
         "oracle_reason": None if oracle is not None else why_none(setup),
-        "agent_contributions": contributions(
-            team_policy(setup.config),
-            networks.actor,
-            setup.loaded.bars.session,
-            span,
-            setup.market,
-            setup.params,
-            setup.system.team,
-            setup.settings.seed,
-        ),
+        "agent_contributions": agent_contributions(setup, networks, span),
     }
     return report, ledgers
+
+
+def agent_contributions(
+    setup: Setup, networks: Networks, span: tuple[int, int]
+) -> dict[str, dict[str, Any]]:
+    """Return what each agent adds to the team on a span, see `attribution.contributions`."""
+    return contributions(
+        team_policy(setup.config),
+        networks.actor,
+        setup.loaded.bars.session,
+        span,
+        setup.market,
+        setup.params,
+        setup.system.team,
+        setup.settings.seed,
+    )
 
 
 def account_report(setup: Setup, ledger: Ledger, span: tuple[int, int]) -> dict[str, Any]:

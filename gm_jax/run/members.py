@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,34 @@ class Program:
     """A compiled program that trains some members."""
 
     size: int  # members
-    axes: Any  # of the market, see `members.axes_of`
+    axes: Any  # of the arguments, see `members.axes_of`
     run: Any  # (state, iterations, market, params, hyper, segments) -> (state, metrics)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Members that are trained side by side."""
+
+    numbers: tuple[int, ...]
+    setups: tuple[Setup, ...]
+    label: str  # what a person calls them
+
+    def filled(self, size: int) -> Chunk:
+        """Return `size` members, the last one repeated: one shape, one compilation."""
+        more = size - len(self.numbers)
+        numbers, setups = self.numbers + self.numbers[-1:] * more, self.setups[-1:] * more
+        return Chunk(numbers, self.setups + setups, self.label)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one launch of a program did."""
+
+    chunk: Chunk
+    metrics: Any  # [M, interval, …] each, on the host; M may be more than the chunk's members
+    done: int  # iterations before it
+    count: int  # iterations it ran
+    seconds: float  # it took
 
 
 @dataclass(frozen=True)
@@ -54,11 +80,21 @@ class Trained:
 
     numbers: tuple[int, ...]
     setups: tuple[Setup, ...]
-    networks: Networks  # leaves [M, …], those that validation chose
+    state: TrainState  # leaves [M, …] but for the counters; M may be more than `numbers`
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Those that validation chose, one for each of `numbers`."""
+        return jax.tree.map(partial(_first, len(self.numbers)), members.chosen(self.state))
 
 
 def train_members(
-    directory: RunDirectory, name: str, numbers: Sequence[int], make: Callable[[int], Setup]
+    directory: RunDirectory,
+    name: str,
+    numbers: Sequence[int],
+    make: Callable[[int], Setup],
+    key: Callable[[int, Setup], Array] | None = None,
+    watch: Callable[[Launch], None] | None = None,
 ) -> Iterator[Trained]:
     """Train a team for each number, in as few programs as fit the memory.
 
@@ -67,26 +103,40 @@ def train_members(
     Args:
         directory: of the run.
         name: what the members are, for a person and for the folder.
-        numbers: of the members; the seed of each is drawn from the run's.
-        make: returns the setup of a member; all have the same shapes and settings.
+        numbers: of the members.
+        make: returns the setup of a member; all have the same shapes, `config` and length. What
+            the first and the last have as one object, all have.
+        key: returns what a member's training is drawn from; by default drawn from the run's seed.
+        watch: is told of every launch before the state is saved; by default `require_finite`.
 
     Raises:
         StoppedEarlyError: a signal came; the state is saved.
-        NotFiniteError: a reward, a loss or a network became NaN.
+        NotFiniteError: see `require_finite`.
     """
     if not numbers:
         return
-    program = fitting_program(make(numbers[0]), make(numbers[-1]), len(numbers))
+    one = make(numbers[0])
+    key, watch = key or drawn_from(one.settings.seed), watch or require_finite
+    program = fitting_program(one, make(numbers[-1]), len(numbers))
     size = program.size
     for begin in range(0, len(numbers), size):
-        chunk = tuple(numbers[begin : begin + size])
-        setups = tuple(map(make, chunk))
-        # the last chunk is filled up: one shape, one compilation
-        filler = size - len(chunk)
-        everyone = (*chunk, *chunk[-1:] * filler), (*setups, *setups[-1:] * filler)
-        label = f"{name}: {begin + 1}-{begin + len(chunk)} of {len(numbers)}"
-        state = _train(directory.path / name, program, *everyone, label)
-        yield Trained(chunk, setups, jax.tree.map(partial(_first, len(chunk)), state))
+        mine = tuple(numbers[begin : begin + size])
+        label = f"{name}: {begin + 1}-{begin + len(mine)} of {len(numbers)}"
+        chunk = Chunk(mine, tuple(map(make, mine)), label)
+        folder = directory.path / name
+        state = _train(folder, program, chunk, key, watch)
+        yield Trained(chunk.numbers, chunk.setups, state)
+
+
+def drawn_from(seed: int) -> Callable[[int, Setup], Array]:
+    """Return what draws members' keys from the run's seed, none that the run itself draws."""
+    root = jax.random.fold_in(jax.random.key(seed), _MEMBERS)
+    return lambda number, setup: jax.random.fold_in(root, number)
+
+
+def require_finite(launch: Launch) -> None:
+    """Raise NotFiniteError where a reward or a network of a member is NaN or infinite."""
+    _require_finite(launch.metrics, launch.count, launch.chunk.label)
 
 
 def _first(count: int, leaf: Array) -> Array:
@@ -108,7 +158,7 @@ def fitting_program(one: Setup, other: Setup, count: int) -> Program:
         other: setup of another, to tell what they share.
         count: members there are.
     """
-    axes = members.axes_of([one.market, other.market] if count > 1 else [one.market])
+    axes = axes_of((one, other)[:count])
     chunks = math.ceil(count / MOST)
     while True:
         size = math.ceil(count / chunks)
@@ -122,6 +172,18 @@ def fitting_program(one: Setup, other: Setup, count: int) -> Program:
         say(f"memory: {size} members need {needed / 2**30:.1f} GiB, fewer are trained at a time")
 
 
+def arguments(setup: Setup) -> members.Arguments:
+    """Return what the program takes beside the state."""
+    return setup.market, setup.params, setup.hyper, setup.segments
+
+
+def axes_of(setups: Sequence[Setup]) -> Any:
+    """Return which of the arguments have a member axis, see `members.axes_of`."""
+    market, params, hyper, segments = members.axes_of([arguments(setup) for setup in setups])
+    # with these apart, validation would be no branch any more
+    return market, params, hyper.replace(num_updates=None, validate_every=None), segments
+
+
 def _compile(setup: Setup, axes: Any, size: int) -> Any:
     """Compile the program of so many members."""
 
@@ -131,17 +193,15 @@ def _compile(setup: Setup, axes: Any, size: int) -> Any:
     init = partial(learner.init_state, config=setup.config)
     state = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
     wide = jax.tree.map(lambda x: shape(x, 0), state)
-    structure: Any = jax.tree.structure(setup.market)  # None is an axis here, no empty tree
-    leaves = map(shape, jax.tree.leaves(setup.market), structure.flatten_up_to(axes))
+    structure: Any = jax.tree.structure(arguments(setup))
+    flat = structure.flatten_up_to(axes)  # None is an axis here, no empty tree
+    leaves = map(shape, jax.tree.leaves(arguments(setup)), flat)
     return members.train.lower(
         wide.replace(update=state.update, iteration=state.iteration),
         jnp.int32(1),
-        structure.unflatten(leaves),
-        setup.params,
-        setup.hyper,
-        jax.tree.map(lambda x: shape(x, 0), setup.segments),
+        *structure.unflatten(leaves),
         config=setup.config,
-        market_axes=axes,
+        axes=tuple(flat),
     ).compile()
 
 
@@ -158,34 +218,37 @@ def _free() -> int:
 
 
 def _train(
-    folder: Path, program: Program, numbers: Sequence[int], setups: Sequence[Setup], label: str
-) -> Networks:
-    """Train one chunk to the end, from where an earlier try left it; return what was chosen."""
-    setup = setups[0]
+    folder: Path,
+    program: Program,
+    chunk: Chunk,
+    key: Callable[[int, Setup], Array],
+    watch: Callable[[Launch], None],
+) -> TrainState:
+    """Train one chunk to the end, from where an earlier try left it; return its state."""
+    full = chunk.filled(program.size)
+    setup = chunk.setups[0]
     total = setup.settings.num_episodes
-    market = members.stack([one.market for one in setups], program.axes)
-    segments = jax.tree.map(lambda *x: jnp.stack(x), *(one.segments for one in setups))
-    checkpoints = Checkpoints(folder / _identity(numbers, setups), members=program.size)
+    rest = members.stack([arguments(one) for one in full.setups], program.axes)
+    checkpoints = Checkpoints(folder / _identity(full.numbers, full.setups), members=program.size)
     with closing(checkpoints), first_is_a_wish() as wished:
-        state = _begin(checkpoints, numbers, setups)
+        state = _begin(checkpoints, full, key)
         first = done = int(state.iteration)
         count, saved = 1, (began := time.monotonic())
         while done < total:
             tick = time.monotonic()
-            state, metrics = program.run(
-                state, jnp.int32(count), market, setup.params, setup.hyper, segments
-            )
-            _require_finite(jax.device_get(metrics), count, label)
-            done, now = done + count, time.monotonic()
+            state, metrics = program.run(state, jnp.int32(count), *rest)
+            metrics, now = jax.device_get(metrics), time.monotonic()
+            watch(Launch(chunk, metrics, done, count, now - tick))
+            done += count
             left = (now - began) / (done - first) * (total - done)
-            say(f"{label}  iteration {done}/{total}  left {clock(left)}")
+            say(f"{chunk.label}  iteration {done}/{total}  left {clock(left)}")
             if wished() or done == total or now - saved > pace.SAVE_SECONDS:
                 checkpoints.save(setup, state)
                 saved = now
             if wished():
                 raise StoppedEarlyError
             count = pace.next_count(count, now - tick, total - done)
-    return members.chosen(state)
+    return state
 
 
 def _identity(numbers: Sequence[int], setups: Sequence[Setup]) -> str:
@@ -197,22 +260,21 @@ def _identity(numbers: Sequence[int], setups: Sequence[Setup]) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
-def _begin(checkpoints: Checkpoints, numbers: Sequence[int], setups: Sequence[Setup]) -> TrainState:
+def _begin(
+    checkpoints: Checkpoints, chunk: Chunk, key: Callable[[int, Setup], Array]
+) -> TrainState:
     """Return the states that an earlier try left, or fresh ones."""
     if checkpoints.any():
         try:
-            state = checkpoints.restore(setups[0])
+            state = checkpoints.restore(chunk.setups[0])
             checkpoints.cut(int(state.iteration))  # newer ones are damaged
             return state
         except UserError:
             say(f"warning: nothing in {checkpoints.directory} can be used, it is trained anew")
             shutil.rmtree(checkpoints.directory)
-    # not the keys that the run itself drew from its seed
-    root = jax.random.fold_in(jax.random.key(setups[0].settings.seed), _MEMBERS)
-    keys = [jax.random.fold_in(root, number) for number in numbers]
     states = [  # one after another, see `networks.init`
-        learner.init_state(key, one.market, one.params, one.config)
-        for key, one in zip(keys, setups, strict=True)
+        learner.init_state(key(number, one), one.market, one.params, one.config)
+        for number, one in zip(chunk.numbers, chunk.setups, strict=True)
     ]
     return members.stack_states(states)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gm_jax.env import arrays, direct
-from gm_jax.env.core import Team
+from gm_jax.env.team import Team
 from gm_jax.env.types import Array, EnvParams, Market, State
 from gm_jax.mappo import members
 from gm_jax.mappo.types import Networks

@@ -1,16 +1,16 @@
-"""Live progress: a bar on a terminal, plain lines elsewhere; always on standard error."""
+"""Live progress: a bar on a terminal or in a notebook, plain lines elsewhere; on standard error."""
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+from gm_jax.run import memory
 
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -21,13 +21,26 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """Shows where a run stands after each interval."""
+def in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
 
-    def __init__(self, done: int, total: int) -> None:
+
+class Progress:
+    """Shows where a run stands after each interval.
+
+    Args:
+        done: iterations done.
+        total: iterations planned.
+        lines: write plain lines where no bar can be shown.
+    """
+
+    def __init__(self, done: int, total: int, lines: bool = True) -> None:
+        shown = sys.stderr.isatty() or in_notebook()
         self._total, self._first, self._began = total, done, time.monotonic()
         self._score: float | None = None
-        self._bar = tqdm(total=total, initial=done, unit="it") if sys.stderr.isatty() else None
+        self._bar = tqdm(total=total, initial=done, unit="it") if shown else None
+        self._lines = lines
 
     def update(self, rows: Sequence[dict[str, Any]]) -> None:
         """Show the newest row of metrics, and the newest validation score."""
@@ -38,6 +51,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(row["iteration"] - self._bar.n)
+            return
+        if not self._lines:
             return
         done = row["iteration"]
         spent = time.monotonic() - self._began
@@ -83,8 +98,4 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 def memory_bytes() -> int:
     """Return the device's bytes in use at the peak, on a CPU the process's peak resident size."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return memory.device()["peak"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gm_jax.errors import UserError
@@ -27,10 +27,21 @@ REPORTED = ("validation", "test")
 RESULTS = "validation_results.json"
 
 
-def write_results(directory: RunDirectory, setup: Setup, state: TrainState) -> dict[str, Any]:
+def write_results(
+    directory: RunDirectory,
+    setup: Setup,
+    state: TrainState,
+    pbo: Mapping[str, float | None],
+) -> dict[str, Any]:
     """Evaluate best and last, write, draw and tell; return what was written.
 
-    What an analysis has found about a run of this length is kept.
+    What an analysis or a sweep has found about a run of this length is kept.
+
+    Args:
+        directory: of the run.
+        setup: of the run.
+        state: of the training.
+        pbo: by split, what the sweep that chose this run found.
     """
     splits, ledgers = evaluate_splits(directory, setup, state)
     results: dict[str, Any] = {
@@ -44,6 +55,9 @@ def write_results(directory: RunDirectory, setup: Setup, state: TrainState) -> d
     if before.get("iterations") == results["iterations"]:
         results["walk_forward"] = before["walk_forward"]
         splits["test"]["null_test"] = before["splits"]["test"]["null_test"]
+        pbo = pbo or {name: before["splits"][name]["pbo"] for name in splits}
+    for name, value in pbo.items():
+        splits[name]["pbo"] = value
     directory.write(RESULTS, results)
     history = directory.history()
     pictures.draw(directory, setup, history, splits, ledgers)
@@ -152,10 +166,9 @@ def per_session(ledger: Ledger) -> float | None:
     return session_sharpe(session_returns(closes))
 
 
-def stored_null_test(directory: RunDirectory) -> dict[str, Any] | None:
-    """Return the null test of a run, if it had one."""
-    before = _stored(directory)
-    return before["splits"]["test"]["null_test"] if before else None
+def stored(directory: RunDirectory, split: str, figure: str) -> Any:
+    """Return a figure that an evaluation cannot find anew, `null_test` or `pbo`; None without."""
+    return _stored(directory).get("splits", {}).get(split, {}).get(figure)
 
 
 def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
@@ -195,16 +208,16 @@ def chance(report: dict[str, Any]) -> list[str]:
         return [f"no Sharpe ratio: {report['sharpe_reason']}"]
     tried = report["n_trials"] or "an unknown number of"
     return [
-        f"Sharpe 95 % interval{_interval(report['sharpe_ci95'], 2)}; probability that it is above "
-        f"0: {_number(report['probabilistic_sharpe'])}, after {tried} "
-        f"trial{'' if tried == 1 else 's'} on these bars: {_number(report['deflated_sharpe'])}"
+        f"Sharpe 95 % interval{interval(report['sharpe_ci95'], 2)}; probability that it is above "
+        f"0: {number(report['probabilistic_sharpe'])}, after {tried} "
+        f"trial{'' if tried == 1 else 's'} on these bars: {number(report['deflated_sharpe'])}"
     ]
 
 
 def aims(report: dict[str, Any]) -> list[str]:
     """Return a line per target: what was wanted, what came, whether it is met."""
     return [
-        f"target {name.replace('_', ' ')} {found['target']}: {_number(found['value'])}, "
+        f"target {name.replace('_', ' ')} {found['target']}: {number(found['value'])}, "
         f"{'met' if found['met'] else 'not met'}"
         for name, found in report["targets"].items()
     ]
@@ -219,7 +232,7 @@ def headline(report: dict[str, Any]) -> str:
     costs = report["commission"] + report["spread_cost"] + report["impact_cost"]
     closed = report["closed_early"]
     return (
-        f"after-cost Sharpe: {', '.join(f'{k} {_number(v)}' for k, v in sharpe.items())}; "
+        f"after-cost Sharpe: {', '.join(f'{k} {number(v)}' for k, v in sharpe.items())}; "
         f"drawdown {report['max_drawdown']:.1%}, net P&L {report['net_pnl']:,.0f} USD of which "
         f"costs {costs:,.0f}" + (f"; closed early by {closed['reason']}" if closed else "")
     )
@@ -265,7 +278,7 @@ def worth(report: dict[str, Any]) -> list[str]:
     for agent, instead in report["agent_contributions"].items():
         found = instead["neutral"]
         figures = (
-            f"{name} {found[key]:+,.{digits}f}{_interval(found[f'{key}_ci95'], digits)}"
+            f"{name} {found[key]:+,.{digits}f}{interval(found[f'{key}_ci95'], digits)}"
             for name, key, digits in (("net P&L", "net_pnl", 0), ("Sharpe", "sharpe_ratio", 2))
             if found[key] is not None
         )
@@ -273,9 +286,11 @@ def worth(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _interval(bounds: Sequence[float] | None, digits: int) -> str:
+def interval(bounds: Sequence[float] | None, digits: int) -> str:
+    """Write an interval after the figure it belongs to; nothing where there is none."""
     return "" if bounds is None else f" ({bounds[0]:+,.{digits}f} to {bounds[1]:+,.{digits}f})"
 
 
-def _number(x: float | None) -> str:
+def number(x: float | None) -> str:
+    """Write a figure that may be missing."""
     return "n/a" if x is None else f"{x:,.2f}"

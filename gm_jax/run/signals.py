@@ -30,8 +30,11 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def first_is_a_wish() -> Iterator[Callable[[], bool]]:
+def first_is_a_wish(then: str = "saving") -> Iterator[Callable[[], bool]]:
     """Turn the first signal into a wish to end after the interval; the second ends at once.
+
+    Args:
+        then: what follows, for the person.
 
     Yields:
         Whether the wish was made.
@@ -43,7 +46,7 @@ def first_is_a_wish() -> Iterator[Callable[[], bool]]:
             interrupt(number, frame)
         seen.append(number)
         name = signal.Signals(number).name
-        line = f"{name}: saving after this interval; once more stops at once.\n"
+        line = f"{name}: {then} after this interval; once more stops at once.\n"
         os.write(2, line.encode())  # a signal may come in the middle of a print
 
     with handled(note, signal.SIGINT, signal.SIGTERM):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from gm_jax.errors import UserError
 from gm_jax.market import loader, synthetic
@@ -76,13 +77,30 @@ def load(source: Source, settings: Settings, minutes: int) -> Loaded:
             f"No file {source.data}. Give --data a CSV with Date, Open, High, Low, Close, Volume, "
             "or leave --data out to train on a generated market."
         )
+    return read(source.data, source, settings, minutes)
+
+
+def read(
+    table: str | Path | pd.DataFrame, source: Source, settings: Settings, minutes: int
+) -> Loaded:
+    """Read the bars of a file or of a frame.
+
+    Args:
+        table: a CSV file, or a frame with the same columns.
+        source: how its stamps are meant; its label.
+        settings: of the run.
+        minutes: length of a bar.
+
+    Raises:
+        UserError: they are not what they should be, or too few.
+    """
     if settings.market_parameters:
         raise UserError(
             f"market.{next(iter(settings.market_parameters))} is of a generated market; "
             "it says nothing about --data."
         )
     bars, report = loader.load(
-        source.data,
+        table,
         minutes,
         date_format=source.date_format,
         tz=source.tz,

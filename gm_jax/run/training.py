@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +17,12 @@ import numpy as np
 
 from gm_jax.config import change
 from gm_jax.errors import NotFiniteError, UserError
+from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import Metrics, TrainState
 from gm_jax.run import pace
 from gm_jax.run.checkpoint import Checkpoints
-from gm_jax.run.directory import RunDirectory, WriteError, writing
+from gm_jax.run.directory import RunDirectory, WriteError, begun, writing
 from gm_jax.run.mandate import load_all
 from gm_jax.run.members import StoppedEarlyError
 from gm_jax.run.progress import Progress, memory_bytes, say
@@ -50,6 +50,7 @@ class Run:
     train_seconds: float = 0.0
     trained_steps: int = 0
     interrupted: bool = False
+    pbo: Mapping[str, float | None] = field(default_factory=dict)  # see `results.write_results`
 
     def kept(self) -> str:
         """Say what a run that ends here has kept."""
@@ -70,19 +71,13 @@ def start(system: System, settings: Settings, source: Source, out: Path | None) 
     loaded = load_all(source, settings, system.minutes)
     setup = prepare(system, settings, loaded)
     directory = RunDirectory.create(system.name, out)
-    try:
+    with begun(directory):
         state = learner.init_state(
             jax.random.key(settings.seed), setup.market, setup.params, setup.config
         )
         checkpoints = Checkpoints(directory.checkpoints)
         checkpoints.save(setup, state)
         directory.write("model_config.json", model_config(setup, source))
-    except BaseException as error:
-        directory.release()
-        shutil.rmtree(directory.path, ignore_errors=True)  # nothing in it is worth going on with
-        if isinstance(error, WriteError):
-            raise UserError(f"{error} Nothing was begun; name another folder by --out.") from error
-        raise
     return Run(directory, setup, state, checkpoints)
 
 
@@ -124,7 +119,7 @@ def _take_up(directory: RunDirectory, system: System | None, changes: Mapping[st
         wanted = setup.settings.num_episodes
         raise UserError(f"{path} has already done {done} iterations, more than {wanted}.")
     directory.history()  # readable, before anything is written
-    with _kept(run), writing(path):
+    with keeping(run), writing(path):
         directory.clean()
         checkpoints.cut(done)
         directory.write("model_config.json", model_config(setup, source))
@@ -132,8 +127,17 @@ def _take_up(directory: RunDirectory, system: System | None, changes: Mapping[st
     return run
 
 
+class _Kept(Protocol):
+    """A run, or a sweep of many."""
+
+    directory: RunDirectory
+
+    def kept(self) -> str:
+        """Say what is kept where it ends here."""
+
+
 @contextmanager
-def _kept(run: Run) -> Iterator[None]:
+def keeping(run: _Kept) -> Iterator[None]:
     """Say what is kept of a run that cannot be written to or is interrupted."""
     try:
         yield
@@ -159,7 +163,7 @@ def train(run: Run) -> dict[str, Any]:
     for warning in run.setup.warnings:
         say(f"warning: {warning}")
     try:
-        with _kept(run):
+        with keeping(run):
             _iterate(run)
             return finish(run, began)
     finally:
@@ -186,7 +190,8 @@ def _iterate(run: Run) -> None:
             seconds = time.monotonic() - tick
             rows = metric_rows(setup, metrics, done, count, seconds)
             run.directory.append_metrics(rows)
-            _require_finite(rows, run.checkpoints)
+            kept = f"is kept in {run.checkpoints.directory}"
+            require_finite(rows, f"of iteration {run.checkpoints.newest}, {kept}")
             run.train_seconds += seconds
             run.trained_steps += count * setup.episode_length * setup.config.num_envs
             done += count
@@ -233,17 +238,26 @@ def metric_rows(
     return rows
 
 
-def _require_finite(rows: list[dict[str, Any]], checkpoints: Checkpoints) -> None:
+def require_finite(rows: Sequence[Mapping[str, Any]], kept: str) -> None:
+    """Refuse metrics that are not finite.
+
+    Args:
+        rows: of `metric_rows`.
+        kept: which state the last good one is, and where.
+
+    Raises:
+        NotFiniteError: names the first number that is none, causes before effects.
+    """
     for row in rows:
         for what, number, mend in _numbers(row):
             if not math.isfinite(number):
                 raise NotFiniteError(
                     f"Iteration {row['iteration']}: {what} is {number}; {mend}. The last good "
-                    f"state, of iteration {checkpoints.newest}, is kept in {checkpoints.directory}."
+                    f"state, {kept}."
                 )
 
 
-def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
     """Yield (what it is, number, what to do if it is none), causes before effects."""
     bars, rates = "look at the reward's weights and the bars", "try a smaller lr_actor or lr_critic"
     yield from ((f"the reward term {term}", x, bars) for term, x in row["terms"].items())
@@ -256,13 +270,13 @@ def _numbers(row: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
 
 
 def finish(run: Run, began: float) -> dict[str, Any]:
-    """Evaluate, write the statistics, analyse, and return the summary of `train --json`.
+    """Evaluate, write the statistics, analyse, export; return the summary of `train --json`.
 
     A run that was interrupted, or is not at its planned end, is not analysed.
     """
     setup, directory = run.setup, run.directory
     with writing(directory.path):
-        found = write_results(directory, setup, run.state)
+        found = write_results(directory, setup, run.state, run.pbo)
         summary = _write_statistics(run, began)
         if int(run.state.iteration) == setup.settings.num_episodes and not run.interrupted:
             try:
@@ -270,7 +284,21 @@ def finish(run: Run, began: float) -> dict[str, Any]:
             except StoppedEarlyError:
                 run.interrupted = True
                 say(run.kept())
+        _export(run)
     return summary
+
+
+def _export(run: Run) -> None:
+    """Export the networks, or say how to do it later."""
+    path = run.directory.path
+    if not package.available():
+        say(
+            "PyTorch is not installed, nothing was exported; to do it later: "
+            f"pip install torch && gm-jax export {path}"
+        )
+        return
+    exported = package.export(run.directory, run.setup, run.state)
+    say(f"exported        {len(exported['files'])} files for PyTorch, see {path}/README.md")
 
 
 def _write_statistics(run: Run, began: float) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from gm_jax.errors import UserError
 from gm_jax.market.data_report import iso
-from gm_jax.run.directory import to_json, writing
+from gm_jax.run.directory import BEST, SWEEP, to_json, writing
 
 
 NAME = "trials.jsonl"
@@ -33,7 +33,7 @@ class Trial:
     """One evaluation: a line of the file."""
 
     time: str  # ISO 8601, UTC
-    run: str  # name of the run directory
+    run: str  # name of the run directory; of one in a sweep, after that of the sweep
     system: str
     data_sha256: str
     settings_sha256: str  # see `settings_digest`
@@ -41,8 +41,10 @@ class Trial:
 
 
 def beside(run: Path) -> Path:
-    """Return the trials file that a run directory belongs to."""
-    return _absolute(run).parent / NAME
+    """Return the trials file that a run directory belongs to: that of its sweep, if it has one."""
+    path = _absolute(run)
+    within = path.name == BEST and (path.parent / SWEEP).exists()
+    return (path.parent.parent if within else path.parent) / NAME
 
 
 def _absolute(run: Path) -> Path:
@@ -77,7 +79,8 @@ def trial(
         sharpe: Sharpe ratio by split, per session, None where it does not exist.
     """
     now = iso(np.datetime64("now", "ns").astype(np.int64))
-    return Trial(now, _absolute(run).name, system, data_sha256, settings_digest(settings), sharpe)
+    name = _absolute(run).relative_to(beside(run).parent).as_posix()
+    return Trial(now, name, system, data_sha256, settings_digest(settings), sharpe)
 
 
 def record(path: Path, trial: Trial) -> None:

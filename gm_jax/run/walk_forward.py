@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gm_jax.env import arrays
+from gm_jax.env import arrays, units
 from gm_jax.mappo.types import Networks
 from gm_jax.mappo.validation import Segments
 from gm_jax.market import split
@@ -79,7 +79,7 @@ def fold_setups(setup: Setup) -> list[Setup]:
     shared = dataclasses.replace(
         setup,
         episode_length=episode,
-        params=arrays.env_params(fitted, episode),
+        params=units.env_params(fitted, episode),
         config=static_config(setup.system, fitted),
         hyper=hyper(fitted, episode // fitted.rollout_length),
     )

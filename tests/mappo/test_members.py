@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gm_jax.env import core
+from gm_jax.env.team import start
 from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner, members
 from gm_jax.mappo.validation import Segments, segment_score
@@ -17,9 +19,10 @@ from gm_jax.run import members as run_members
 from gm_jax.run import pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
-from gm_jax.run.members import StoppedEarlyError, train_members
+from gm_jax.run.members import StoppedEarlyError, axes_of, train_members
 from gm_jax.run.setup import MAX_SEGMENTS
 from gm_jax.run.walk_forward import fold_setups
+from gm_jax.systems import TACTICAL
 from tests.mappo.problems import planted_setup
 
 
@@ -44,8 +47,8 @@ def compiled_in_haste():
 
 def compile_once(setup, axes, size, compile_=run_members._compile):
     """Compile a program of each kind once for all tests."""
-    shapes = [x.shape for x in jax.tree.leaves((setup.market, setup.segments))]
-    kind = (setup.config, axes, size, *shapes)
+    shapes = [x.shape for x in jax.tree.leaves(run_members.arguments(setup))]
+    kind = (setup.config, repr(axes), size, *shapes)
     if kind not in PROGRAMS:
         with compiled_in_haste():
             PROGRAMS[kind] = compile_(setup, axes, size)
@@ -90,10 +93,10 @@ def fresh(setup, seed):
     return learner.init_state(jax.random.key(seed), setup.market, setup.params, setup.config)
 
 
-def alone(setup, seed):
-    """Train one iteration by the program of a single team."""
-    state, count = fresh(setup, seed), jnp.int32(1)
-    rest = (setup.market, setup.params, setup.hyper, setup.segments)
+def alone(setup, seed, iterations=1):
+    """Train by the program of a single team."""
+    state, count = fresh(setup, seed), jnp.int32(iterations)
+    rest = run_members.arguments(setup)
     if "alone" not in PROGRAMS:
         with compiled_in_haste():
             lowered = learner.train.lower(state, count, *rest, config=setup.config)
@@ -101,19 +104,32 @@ def alone(setup, seed):
     return PROGRAMS["alone"](state, count, *rest)
 
 
-def stacked(setups, axes):
+def numbers():
+    """Return problems that share the bars and differ in what is only read of the settings."""
+    changes = (
+        {},
+        {"lr_actor": 4e-3, "clip_eps": 0.05, "gamma": 0.9, "ent_coef": 0.1, "max_grad_norm": 0.1},
+        {"commission_usd": 3.0, "max_contracts": 4, "reward_drawdown": 2.0, "stop_atr": 1.0},
+    )
+    setups = [make(0, **change) for change in changes]
+    every = members.shared([run_members.arguments(setup) for setup in setups])
+    names = ("market", "params", "hyper", "segments")
+    return [
+        dataclasses.replace(setup, **dict(zip(names, own, strict=True)))
+        for setup, own in zip(setups, every, strict=True)
+    ]
+
+
+def stacked(setups):
     """Return what the members' program takes but for the state and the iterations."""
-    one = setups[0]
-    market = members.stack([setup.market for setup in setups], axes)
-    segments = jax.tree.map(lambda *x: jnp.stack(x), *(setup.segments for setup in setups))
-    return market, one.params, one.hyper, segments
+    return members.stack([run_members.arguments(setup) for setup in setups], axes_of(setups))
 
 
-def together(setups, iterations=1):
-    axes = members.axes_of([setup.market for setup in setups])
-    state = members.stack_states([fresh(setup, i) for i, setup in enumerate(setups)])
-    run = compile_once(setups[0], axes, len(setups))
-    return run(state, jnp.int32(iterations), *stacked(setups, axes))
+def together(setups, iterations=1, seeds=None):
+    seeds = range(len(setups)) if seeds is None else seeds
+    states = [fresh(setup, seed) for setup, seed in zip(setups, seeds, strict=True)]
+    run = compile_once(setups[0], axes_of(setups), len(setups))
+    return run(members.stack_states(states), jnp.int32(iterations), *stacked(setups))
 
 
 def raw(tree):
@@ -132,18 +148,18 @@ def assert_same(one, other):
 # one program for all
 
 
-@pytest.mark.parametrize("make", [folds, worlds])
+@pytest.mark.parametrize("make", [folds, worlds, numbers])
 def test_members_learn_as_if_alone(make):
     """Two updates and a validation: the same windows, actions and money, networks within 1e-5."""
     setups = make()
     state, metrics = together(setups)
     for m, setup in enumerate(setups):
         mine, rows = alone(setup, m)
-        assert_same(jax.tree.map(lambda x, m=m: x[m], state.env), mine.env)
-        assert_same(state.key[m], mine.key)
+        one = members.member(state, m)
+        for name in ("env", "key", "update", "iteration"):
+            assert_same(getattr(one, name), getattr(mine, name))
         for name in ("networks", "actor_opt", "critic_opt", "best"):
-            side = jax.tree.map(lambda x, m=m: x[m], getattr(state, name))
-            for a, b in zip(raw(side), raw(getattr(mine, name)), strict=True):
+            for a, b in zip(raw(getattr(one, name)), raw(getattr(mine, name)), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
         side = jax.tree.map(lambda x, m=m: x[m, 0], metrics)
         for a, b in zip(raw(side), raw(jax.tree.map(lambda x: x[0], rows)), strict=True):
@@ -167,6 +183,67 @@ def test_what_all_share_has_no_member_axis():
     assert None not in jax.tree.leaves(apart.replace(law=0), is_leaf=lambda x: x is None)
 
 
+def test_what_settings_share_has_no_member_axis():
+    """Bars, validation and every number that none changes are stored once."""
+    market, params, hyper, segments = axes_of(numbers())
+    assert jax.tree.leaves((market, segments)) == []
+    own = {name for name in vars(hyper) if getattr(hyper, name) == 0}
+    assert own == {"lr_actor", "clip_eps", "gamma", "ent_coef", "max_grad_norm"}
+    own = {name for name in vars(params) if getattr(params, name) == 0}
+    assert own == {"commission", "max_contracts", "stop_atr"}
+    assert params.reward_weights == {"drawdown": 0, "shortfall": None, "stance": None}
+
+
+def test_equal_leaves_become_one_object():
+    """Even where only those in the middle differ."""
+    trees = [{"a": jnp.float32(x), "b": jnp.float32(1)} for x in (1, 2, 1)]
+    found = members.shared(trees)
+    assert [float(tree["a"]) for tree in found] == [1, 2, 1]
+    assert found[0]["a"] is not found[2]["a"]
+    assert found[0]["b"] is found[1]["b"] is found[2]["b"]
+    assert members.axes_of([found[0], found[2]]) == {"a": 0, "b": None}
+
+
+def test_trajectories_for_given_actions_are_those_of_one_environment():
+    """Costs, limits and weights of each member: the same cents, rewards and ends, bit by bit."""
+    setups, team = numbers(), TACTICAL.team
+    market, axes = setups[0].market, axes_of(setups)[1]
+    params = members.stack([setup.params for setup in setups], axes)
+    actions = jax.random.randint(jax.random.key(0), (400, len(team.AGENTS)), 0, len(team.ACTIONS))
+
+    def play(params):
+        def step(state, action):
+            after, outcome = core.step(state, action, market, params, team)
+            return after, (after, outcome)
+
+        return jax.lax.scan(step, start(jnp.int32(1_000), params, team), actions)[1]
+
+    side = jax.jit(jax.vmap(play, in_axes=(axes,)))(params)
+    for m, setup in enumerate(setups):
+        mine = jax.jit(play)(setup.params)
+        assert_same(jax.tree.map(lambda x, m=m: x[m], side), mine)
+        assert np.abs(mine[0].position).max() == setup.settings.max_contracts
+    equity = np.asarray(side[0].equity[:, -1])
+    assert equity[0] == equity[1] != equity[2]  # the second differs in what is learnt with
+
+
+def test_members_come_to_what_single_trainings_come_to():
+    """Other seeds side by side: the mean of what was learnt agrees within its standard error."""
+    setup, other, third = numbers()
+
+    def learnt(metrics):
+        return float(metrics["terms"]["equity"][..., 6:12].mean())
+
+    side, single = [], []
+    for seed in range(6):
+        _, metrics = together([setup, other, third], 12, [100 + seed, 200, 300])
+        side.append(learnt(jax.tree.map(lambda x: x[0], metrics)))
+        single.append(learnt(alone(setup, seed, 12)[1]))
+    error = np.sqrt((np.var(side, ddof=1) + np.var(single, ddof=1)) / len(side))
+    assert error > 0
+    assert abs(np.mean(side) - np.mean(single)) < 3 * error
+
+
 def primitives(jaxpr, inside=()):
     """Yield (name, names it lies inside) of every operation."""
     for equation in jaxpr.eqns:
@@ -182,25 +259,23 @@ def primitives(jaxpr, inside=()):
 
 def validates_always(setups, state_axes):
     """Return whether the loop over validation's bars runs whether validation is due or not."""
-    axes = members.axes_of([setup.market for setup in setups])
-    market, params, hyper, segments = stacked(setups, axes)
     state = members.stack_states([fresh(setup, 0) for setup in setups])
     if state_axes.iteration == 0:
         wide = {name: jnp.zeros(len(setups), jnp.int32) for name in ("update", "iteration")}
         state = state.replace(**wide)
 
-    def one(state, market, segments):
-        return learner.iterate(state, market, params, hyper, segments, setups[0].config)
+    def one(state, arguments):
+        return learner.iterate(state, *arguments, setups[0].config)
 
-    several = jax.vmap(one, in_axes=(state_axes, axes, 0))
-    found = list(primitives(jax.make_jaxpr(several)(state, market, segments).jaxpr))
+    several = jax.vmap(one, in_axes=(state_axes, axes_of(setups)))
+    found = list(primitives(jax.make_jaxpr(several)(state, stacked(setups)).jaxpr))
     loops = [inside for name, inside in found if name == "while"]
     assert loops
     return any("cond" not in inside for inside in loops)
 
 
 def test_validation_stays_a_branch():
-    setups = folds(num_envs=2)
+    setups = [make(number, num_envs=2) for number in range(2)]  # with numbers of their own
     assert not validates_always(setups, members.STATE_AXES)
     counted_apart = members.STATE_AXES.replace(update=0, iteration=0)
     assert validates_always(setups, counted_apart)  # the check can fail
@@ -296,7 +371,7 @@ def test_fewer_members_where_memory_is_scarce(monkeypatch, capsys):
 
 def test_needs_are_those_of_the_compiled_program(quick, monkeypatch, capsys):
     """What the program itself says, of which what is stacked exists twice, decides."""
-    axes = members.axes_of([make(0).market, make(1).market])
+    axes = axes_of([make(0), make(1)])
     analysis = compile_once(make(0), axes, 3).memory_analysis()
     needed = 2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     bars = sum(x.nbytes for x in jax.tree.leaves(make(0).market))
@@ -428,6 +503,27 @@ def test_forgotten_members_leave_nothing(tmp_path, quick):
     assert not (tmp_path / NAME).exists()
     run_members.forget(RunDirectory(tmp_path), NAME)
     assert trained(tmp_path, 0) == {}
+
+
+def test_key_and_watch_are_the_callers(tmp_path, quick):
+    """Members that begin alike learn alike; every launch is told before the state is saved."""
+    seen = []
+    part = next(
+        train_members(
+            RunDirectory(tmp_path),
+            NAME,
+            [0, 3, 1],
+            make,
+            key=lambda number, setup: jax.random.key(7),
+            watch=seen.append,
+        )
+    )
+    one, same, other = (members.member(part.state, m).networks for m in range(3))
+    assert_same(one, same)  # the same bars
+    assert not np.array_equal(raw(one)[0], raw(other)[0])
+    assert [(launch.done, launch.count) for launch in seen] == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    assert {launch.chunk.numbers for launch in seen} == {(0, 3, 1)}
+    assert all(launch.metrics["actor_norm"].shape[0] == 3 for launch in seen)
 
 
 def test_what_is_not_finite_is_named(tmp_path, quick):

@@ -1,0 +1,56 @@
+"""What memory there is and what is used, on the device and on the host, in bytes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+from gm_jax import doctor
+
+
+def device() -> dict[str, int]:
+    """Return used, free, limit and peak of JAX's device; a CPU's are the host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return host()
+    used, limit = int(stats["bytes_in_use"]), int(stats["bytes_limit"])
+    peak = int(stats.get("peak_bytes_in_use", used))
+    return {"used": used, "free": limit - used, "limit": limit, "peak": peak}
+
+
+def host() -> dict[str, int]:
+    """Return what this process uses, what is free, all there is, and the process's peak."""
+    used, limit = resident(), doctor.memory_bytes()
+    return {
+        "used": used,
+        "free": min(available(), limit),
+        "limit": limit,
+        "peak": max(peak_resident(), used),  # the system's own is a little late
+    }
+
+
+def resident() -> int:
+    """Return the resident size of this process; its peak where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_resident()
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident() -> int:
+    """Return the largest resident size that this process had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available() -> int:
+    """Return what the host can still give, what caches hold included."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = (line.split() for line in meminfo.read_text().splitlines())
+        return next(int(kib) * 1024 for name, kib, *_ in lines if name == "MemAvailable:")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,216 @@
+"""A trainer's files: networks alone, and whole run directories that the command line takes too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gm_jax.config import change
+from gm_jax.errors import UserError
+from gm_jax.export import package
+from gm_jax.mappo import learner
+from gm_jax.mappo.types import TrainState
+from gm_jax.run import training
+from gm_jax.run.checkpoint import Checkpoints
+from gm_jax.run.directory import LOCK, PART, RunDirectory, write_whole, writing
+from gm_jax.run.progress import say
+from gm_jax.run.record import model_config, reopen
+from gm_jax.run.setup import Setup
+from gm_jax.run.source import load
+from gm_jax.trainer.data import Dataset
+from gm_jax.trainer.engine import Engine
+
+
+BARS = "bars.csv"  # of a frame, in its run directory
+TRAINER = "trainer"  # in model_config.json: which trainer wrote it
+
+
+def save_checkpoint(engine: Engine, path: Path, file: dict[str, Any] | None) -> None:
+    """Write the best networks in the layout `gm`.
+
+    Args:
+        engine: of the trainer.
+        path: of the file; its folder is made.
+        file: what networks that still wait for data were read from.
+
+    Raises:
+        UserError: no PyTorch, no networks, or the file cannot be written.
+    """
+    package.require_torch()
+    from gm_jax.export import checkpoints  # PyTorch takes seconds to import
+
+    if engine.waiting is not None:
+        content = checkpoints.as_bytes(file)
+    else:
+        engine.networks()
+        setup, state = engine.trained()
+        run = package.trained(setup, state, engine.history)
+        content = checkpoints.model_file(run, learner.chosen(state))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+
+
+def load_file(engine: Engine, path: Path) -> dict[str, Any]:
+    """Read networks from a `.pth` file; return its content in the layout `gm`.
+
+    Raises:
+        UserError: no PyTorch, no such file, of another system, or damaged.
+    """
+    package.require_torch()
+    from gm_jax.export import restore
+
+    found = restore.read(path, engine.system)
+    settings = change(engine.settings, found.settings, str(path))
+    other = [x for x in found.settings if getattr(settings, x) != getattr(engine.settings, x)]
+    engine.begin(settings, (found.networks, found.scaler))
+    use = (
+        "inference; with data they are a warm start, by fresh optimisers"
+        if engine.dataset is None
+        else "a warm start: networks from the file, fresh optimisers, episodes from 0"
+    )
+    say(f"{path}: {use}")
+    if other:
+        say(f"settings taken from it: {', '.join(f'{x}={getattr(settings, x)}' for x in other)}")
+    return found.content
+
+
+def load_run(engine: Engine, path: Path) -> None:
+    """Take up a run directory exactly where it was left.
+
+    Raises:
+        UserError: no run, of another system, without its data, or damaged.
+    """
+    directory = RunDirectory.open(path)
+    setup, source = reopen(directory)
+    if setup.system != engine.system:
+        raise UserError(
+            f"{path} is a run of the {setup.system.name} system; load it into "
+            f"gm_jax.{setup.system.name.capitalize()}MAPPOTrainer."
+        )
+    checkpoints = Checkpoints(directory.checkpoints)
+    state = checkpoints.restore(setup)
+    checkpoints.close()
+    done = int(state.iteration)
+    history = [row for row in directory.history() if row["iteration"] <= done]
+    engine.take_up(setup, Dataset(source, setup.loaded), state, history)
+    engine.identity = directory.config().get(TRAINER, engine.identity)
+    say(f"{path}: goes on exactly after episode {done} of {setup.settings.num_episodes}")
+
+
+def save_run(engine: Engine, path: Path) -> dict[str, Any]:
+    """Write a run directory, evaluate it and export its networks; return the summary.
+
+    It is made beside its place and moved there whole; evaluation and export follow in place.
+
+    Raises:
+        UserError: nothing trained, something else in the folder, or not writable.
+    """
+    setup, state = engine.trained()
+    assert engine.dataset is not None
+    setup = replace(setup, settings=setup.settings.replace(num_episodes=engine.planned))
+    whole = path.absolute()
+    part, old = (whole.with_name(f".{whole.name}{x}") for x in (PART, f".old{PART}"))
+    if old.exists() and not path.exists():  # killed between the two renames
+        os.replace(old, path)
+    before = _replaceable(path, engine.identity)
+    try:
+        with writing(part):
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            setup = _written(engine, setup, state, part, path)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(part, path)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if before is not None:
+            before.release()
+    return _finished(engine, setup, state, path)
+
+
+def _replaceable(path: Path, identity: str) -> RunDirectory | None:
+    """Return the run to be replaced, locked; None where there is nothing.
+
+    Raises:
+        UserError: what is there is not of this trainer, or in use.
+    """
+    if not path.exists():
+        return None
+    found = {x.name for x in path.iterdir()} - {LOCK} if path.is_dir() else {path.name}
+    if not found:
+        return None
+    directory = RunDirectory(path)
+    mine = "model_config.json" in found and directory.config().get(TRAINER) == identity
+    if not mine:
+        raise UserError(
+            f"{path} is not empty, and what is in it is no earlier export of this trainer: name "
+            "another folder."
+        )
+    directory.lock()
+    return directory
+
+
+def _written(engine: Engine, setup: Setup, state: TrainState, part: Path, path: Path) -> Setup:
+    """Write what a run is taken up from into `part`; return the setup as it is at `path`."""
+    dataset = engine.dataset
+    assert dataset is not None
+    source = dataset.source
+    if dataset.frame is not None:
+        source = replace(source, data=str((path / BARS).absolute()))
+        _write_frame(dataset, part / BARS, setup)
+        setup = replace(setup, loaded=replace(setup.loaded, label=source.label))
+    directory = RunDirectory(part)
+    checkpoints = Checkpoints(directory.checkpoints)
+    checkpoints.save(setup, state)
+    checkpoints.close()
+    directory.append_metrics(engine.history)
+    directory.write("model_config.json", model_config(setup, source) | {TRAINER: engine.identity})
+    return setup
+
+
+def _write_frame(dataset: Dataset, path: Path, setup: Setup) -> None:
+    """Write a frame as it was given, and make sure that the same bars are read from it.
+
+    Raises:
+        UserError: they are not.
+    """
+    frame = dataset.frame
+    assert frame is not None
+    frame.to_csv(path, index=isinstance(frame.index, pd.DatetimeIndex))
+    source = replace(dataset.source, data=str(path))
+    if load(source, setup.settings, setup.system.minutes).digest != setup.loaded.digest:
+        raise UserError(
+            "The DataFrame does not survive as a CSV file: other bars are read from it. Write it "
+            "to a file yourself, and give the trainer that file as data."
+        )
+
+
+def _finished(engine: Engine, setup: Setup, state: TrainState, path: Path) -> dict[str, Any]:
+    """Evaluate, draw and export a run in its place; return the summary of `train --json`."""
+    directory = RunDirectory(path)
+    directory.lock()
+    run = training.Run(
+        directory,
+        setup,
+        state,
+        Checkpoints(directory.checkpoints),
+        engine.compile_seconds,
+        engine.train_seconds,
+        engine.trained_steps,
+    )
+    run.checkpoints.newest = engine.episodes
+    spent = engine.compile_seconds + engine.train_seconds
+    try:
+        with training.keeping(run):
+            return training.finish(run, time.monotonic() - spent)
+    finally:
+        run.close()
