@@ -265,6 +265,7 @@ def test_folds_are_added_to_a_finished_run(tmp_path, monkeypatch, capsys):
     settings = config.change(TACTICAL.settings, config.parse_assignments(TINY), "--set")
     settings = settings.replace(**BUSY | {"num_episodes": 4})
     monkeypatch.setattr(training, "write_results", lambda *_: {"splits": {"test": "as it was"}})
+    monkeypatch.setattr(training, "_export", lambda _: None)  # its README would read the whole
     training.train(training.start(TACTICAL, settings, Source(market="planted"), out))
     learned = (out / "checkpoints" / "4" / "SHA256SUMS").read_text()
     count = launches(monkeypatch)
