@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,27 +67,15 @@ def largest(
     Raises:
         UserError: not even the smallest fits.
     """
-    tried: dict[int, Trial] = {}
-    best, least_failed, surprised = 0, candidates[-1] + 1, False
-    size = min(candidates, key=lambda x: abs(x - first))
-    for _ in range(MOST_TRIALS):
-        found = trial(size)
-        if found is None:
-            surprised = True  # what is predicted does not say all: halve what is left
-        else:
-            tried[size] = found
-        if found is None or SPREAD * found.needed > room:
-            least_failed = min(least_failed, size)
-        else:
-            best = max(best, size)
-        rest = [x for x in candidates if best < x < least_failed]
-        if not rest or min((x.needed - x.program for x in tried.values()), default=0) >= room:
-            break
-        within = [x for x in rest if SPREAD * predicted(tried, x) <= room] if tried else []
-        if not within and best:
-            break
-        # where nothing is known to fit, small ones are tried
-        size = within[len(within) // 2 if surprised else -1] if within else rest[len(rest) // 4]
+    tried: dict[int, Trial | None] = {}
+    size: int | None = min(candidates, key=lambda x: abs(x - first))
+    best = 0
+    while size is not None and len(tried) < MOST_TRIALS:
+        tried[size] = trial(size)
+        fitting = [x for x, found in tried.items() if found and SPREAD * found.needed <= room]
+        best = max(fitting, default=0)
+        failed = min((x for x in tried if x not in fitting), default=candidates[-1] + 1)
+        size = _next([x for x in candidates if best < x < failed], tried, room, hopeful=not best)
     if not best:
         raise UserError(
             f"Not even {candidates[0]} fit into {room / 2**20:,.0f} MiB beyond what is in use. "
@@ -96,7 +84,37 @@ def largest(
     return best
 
 
-def predicted(tried: dict[int, Trial], size: int) -> float:
+def _next(
+    rest: Sequence[int], tried: Mapping[int, Trial | None], room: int, hopeful: bool
+) -> int | None:
+    """Return the next size to try; None where there is nothing to gain.
+
+    Args:
+        rest: sizes that may fit.
+        tried: what is known.
+        room: bytes.
+        hopeful: none has fitted yet.
+    """
+    ran = {size: found for size, found in tried.items() if found}
+    if not rest or min((x.needed - x.program for x in ran.values()), default=0) >= room:
+        return None
+    within = [x for x in rest if SPREAD * predicted(ran, x) <= room] if ran else []
+    if len(ran) < len(tried) and within:
+        return within[len(within) // 2]  # memory is not all that counts: halve what is left
+    if hopeful:
+        return within[-1] if within else rest[len(rest) // 4]
+    if _flat(ran):
+        within += [x for x in rest if x <= 2 * max(ran)]
+    return max(within, default=None)
+
+
+def _flat(ran: Mapping[int, Trial]) -> bool:
+    """Return whether compiling takes more than running still, so that size is no matter yet."""
+    small, large = (ran[x] for x in (sorted(ran)[0], sorted(ran)[-1]))
+    return large.needed - small.needed < (large.program - small.program) / 2
+
+
+def predicted(tried: Mapping[int, Trial], size: int) -> float:
     """Return what a size is expected to need, bytes."""
     known = sorted(tried)[-2:]
     programs = [tried[x].program for x in known]

@@ -21,14 +21,14 @@ _CACHE = "JAX_COMPILATION_CACHE_DIR"
 def pytest_configure(config):
     """Share compiled programs among the tests' processes, and with nobody else."""
     if not hasattr(config, "workerinput"):  # the first process; the others inherit it
-        os.environ[_CACHE] = tempfile.mkdtemp(prefix="gm_jax_compiled_")
+        config.compiled = os.environ[_CACHE] = tempfile.mkdtemp(prefix="gm_jax_compiled_")
     cache.enable()
 
 
 def pytest_unconfigure(config):
     """Forget them."""
     if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)
+        shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

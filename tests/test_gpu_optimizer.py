@@ -42,7 +42,7 @@ def test_sizes_are_small_factors_of_powers_of_two():
     assert all(x % 4 == 0 for x in batch_trials.sizes(500, lambda size: size % 4 == 0))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(100))
 def test_largest_is_near_the_best_and_never_far_above(seed):
     """Memory as machines have it: a compiler's peak, a fixed part, slope, noise."""
     rng = np.random.default_rng(seed)
@@ -57,16 +57,14 @@ def test_largest_is_near_the_best_and_never_far_above(seed):
         return Trial(int(fixed + slope * size), int(needed(size) * rng.uniform(0.99, 1.01)))
 
     candidates = batch_trials.sizes(65_536)
-    room = int(compiling + rng.uniform(20, 5_000) * MIB)
+    room = int(1.1 * compiling + rng.uniform(0, 5_000) * MIB)
     found = batch_trials.largest(candidates, trial, room, first=int(rng.integers(8, 512)))
-    best = max(x for x in candidates if needed(x) <= room)
+    sure = max(x for x in candidates if 1.01 * batch_trials.SPREAD * needed(x) <= room)
     assert found in asked
     assert needed(found) <= room
-    # a part of the whole is kept back, which is more of what the batch may take
-    kept = (batch_trials.SPREAD - 0.98) * room / slope
-    assert found >= min(0.85 * best - kept, candidates[-1])
+    assert found >= 0.8 * sure
     assert len(asked) <= batch_trials.MOST_TRIALS
-    assert all(needed(x) <= 1.1 * room or x == asked[0] for x in asked)
+    assert all(needed(x) <= 2.2 * room or x == asked[0] for x in asked)
 
 
 def test_what_does_not_run_is_not_returned():

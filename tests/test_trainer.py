@@ -635,7 +635,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(trained, tmp_path):
     trained.save_checkpoint(tmp_path / "best.pth")
     with pytest.raises(UserError, match="holds a tactical team"):
         gm_jax.StrategicMAPPOTrainer().load_checkpoint(tmp_path / "best.pth")
-    with pytest.raises(UserError, match=r"Cannot read .*none.pth"):
+    with pytest.raises(UserError, match=r"There is no file and no run directory .*none\.pth"):
         tiny().load_checkpoint(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is no run directory"):
         tiny().load_checkpoint(tmp_path)
@@ -648,6 +648,7 @@ def test_checkpoints_that_cannot_be_used_are_refused(trained, tmp_path):
 
 def test_without_torch_checkpoints_say_what_is_missing(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "available", lambda: False)
+    (tmp_path / "best.pth").touch()
     for call in (trained.save_checkpoint, trained.load_checkpoint):
         with pytest.raises(UserError, match=r"PyTorch is not installed.*pip install torch"):
             call(tmp_path / "best.pth")
@@ -675,14 +676,15 @@ def test_a_saved_run_goes_on_bit_for_bit_here_and_on_the_command_line(other, tmp
     taken_up.train_episode(data=other)  # the frame holds the run's own bars
     assert_same(taken_up.engine, whole.engine)
 
-    run = training.resume(tmp_path / "run", TACTICAL)
+    os.rename(tmp_path / "run", tmp_path / "moved")
+    run = training.resume(tmp_path / "moved", TACTICAL)
     training.train(run)
     run.history = run.directory.history()
     assert_same(run, whole.engine)
     with pytest.raises(
         UserError, match=r"is a run of the tactical system; load it into gm_jax.Tac"
     ):
-        gm_jax.StrategicMAPPOTrainer().load_checkpoint(tmp_path / "run")
+        gm_jax.StrategicMAPPOTrainer().load_checkpoint(tmp_path / "moved")
 
 
 @needs_torch
@@ -729,6 +731,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(trained, df, tmp_path, u
     taken_up = tiny()
     taken_up.load_checkpoint(out)
     taken_up.save_run(out)  # who takes a run up goes on with it
+    tiny().load_checkpoint(out)  # its bars are still there
     with pytest.raises(UserError, match="no earlier export of this trainer: name another folder"):
         elsewhere = tiny()
         elsewhere.set_data(df)

@@ -146,10 +146,11 @@ def _section(name: str, text: str) -> str:
 
 def _rewritten(node: ast.Import | ast.ImportFrom, lines: list[str]) -> list[str]:
     """Return an import as lines that read from the modules above."""
-    if isinstance(node, ast.ImportFrom) and (
-        node.module == "__future__" or node.names[0].name == "TYPE_CHECKING"
-    ):
+    if isinstance(node, ast.ImportFrom) and node.module == "__future__":
         return []
+    if isinstance(node, ast.ImportFrom) and node.module == "typing":
+        names = [alias.name for alias in node.names if alias.name != "TYPE_CHECKING"]
+        return [f"from typing import {', '.join(names)}"] if names else []
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gm_jax"):
         return [_bound(node, alias) for alias in node.names]
     if not _needed(node):

@@ -20,6 +20,9 @@ from gm_jax.run.source import Source
 from gm_jax.systems import SYSTEMS
 
 
+BARS = "bars.csv"  # in the directory of a run that was given no file
+
+
 def model_config(setup: Setup, source: Source) -> dict[str, Any]:
     """Return everything needed to repeat the run or to use its networks."""
     bars, settings = setup.loaded.bars, setup.settings
@@ -84,6 +87,8 @@ def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
         source = Source(**config["source"])
     except TypeError as error:
         raise UserError(f"The source in {directory.path}/model_config.json: {error}.") from error
+    if source.data and Path(source.data).name == BARS and (directory.path / BARS).is_file():
+        source = replace(source, data=str(directory.path / BARS))  # wherever that was moved to
     loaded = load_all(source, settings, system.minutes)
     if loaded.digest != config["data_sha256"]:
         mend = (

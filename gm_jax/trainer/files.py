@@ -20,14 +20,13 @@ from gm_jax.run import training
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import LOCK, PART, RunDirectory, write_whole, writing
 from gm_jax.run.progress import say
-from gm_jax.run.record import model_config, reopen
+from gm_jax.run.record import BARS, model_config, reopen
 from gm_jax.run.setup import Setup
 from gm_jax.run.source import load
 from gm_jax.trainer.data import Dataset
 from gm_jax.trainer.engine import Engine
 
 
-BARS = "bars.csv"  # of a frame, in its run directory
 TRAINER = "trainer"  # in model_config.json: which trainer wrote it
 
 
@@ -165,8 +164,11 @@ def _written(engine: Engine, setup: Setup, state: TrainState, part: Path, path: 
     assert dataset is not None
     source = dataset.source
     if dataset.frame is not None:
-        source = replace(source, data=str((path / BARS).absolute()))
         _write_frame(dataset, part / BARS, setup)
+    elif source.data and _lies_in_a_run(Path(source.data)):
+        shutil.copyfile(source.data, part / BARS)  # that run may be the one to be replaced
+    if (part / BARS).exists():
+        source = replace(source, data=str((path / BARS).absolute()))
         setup = replace(setup, loaded=replace(setup.loaded, label=source.label))
     directory = RunDirectory(part)
     checkpoints = Checkpoints(directory.checkpoints)
@@ -175,6 +177,10 @@ def _written(engine: Engine, setup: Setup, state: TrainState, part: Path, path: 
     directory.append_metrics(engine.history)
     directory.write("model_config.json", model_config(setup, source) | {TRAINER: engine.identity})
     return setup
+
+
+def _lies_in_a_run(bars: Path) -> bool:
+    return bars.name == BARS and (bars.parent / "model_config.json").exists()
 
 
 def _write_frame(dataset: Dataset, path: Path, setup: Setup) -> None:

@@ -55,8 +55,7 @@ class MAPPOTrainer(Learnt):
         k_epochs: the setting `num_epochs`.
         batch_size: the setting `num_envs`; where `num_minibatches` is not given it follows.
         seed: of everything random.
-        **settings: any other of `configs/training_config.yaml`, e.g. `num_episodes=500`, over which
-            `train_episode` lets the learning rates fall.
+        **settings: any other of `configs/training_config.yaml`, e.g. `num_episodes`: the plan.
 
     Raises:
         UserError: what is given cannot be used; the message says how to mend it.
@@ -133,7 +132,7 @@ class MAPPOTrainer(Learnt):
         """Play one window in every environment, with an update after each rollout.
 
         Args:
-            data: bars, see the class; None takes those of before.
+            data: see the class; None takes those of before.
             episode_length: bars a window, of this episode; None takes the setting.
             start_idx: not used: windows begin at random bars of the training split.
 
@@ -158,8 +157,7 @@ class MAPPOTrainer(Learnt):
         if wished():
             raise KeyboardInterrupt
         setup, _ = self.engine.trained()
-        steps = setup.episode_length * setup.config.num_envs
-        return Episode(row["terms"]["equity"], steps)
+        return Episode(row["terms"]["equity"], setup.episode_length * setup.config.num_envs)
 
     def _warn_at_the_end(self) -> None:
         """Warn once where nothing more will be learnt."""
@@ -260,11 +258,14 @@ class MAPPOTrainer(Learnt):
         Raises:
             UserError: no such file or run, of another system, or damaged.
         """
+        path = Path(path)
+        if not path.exists():
+            raise UserError(f"There is no file and no run directory {path}.")
         with self.engine.placed():
-            if Path(path).is_dir():
-                files.load_run(self.engine, Path(path))
+            if path.is_dir():
+                files.load_run(self.engine, path)
             else:
-                self._file = files.load_file(self.engine, Path(path))
+                self._file = files.load_file(self.engine, path)
 
     def save_run(self, path: str | Path) -> dict[str, Any]:
         """Write a whole run directory with report, plots and, with PyTorch, export package.

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from gm_jax import cli
 from gm_jax.errors import NotFiniteError, UserError
@@ -32,29 +31,9 @@ from tests.run.test_training import TINY, assert_same, begin, content, learned, 
 
 ITERATIONS = 32
 SETS = [x for a in [*TINY, f"num_episodes={ITERATIONS}"] for x in ("--set", a)]
-CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 # processes that fork from one that has imported everything, JAX not yet started
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.run.test_resilience"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keep compiled programs for every run of this module, in this process and others."""
-    wanted = CACHE | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture
