@@ -148,7 +148,7 @@ def assert_same(one, other):
 # one program for all
 
 
-@pytest.mark.parametrize("make", [folds, worlds, numbers])
+@pytest.mark.parametrize("make", [pytest.param(folds, marks=pytest.mark.slow), worlds, numbers])
 def test_members_learn_as_if_alone(make):
     """Two updates and a validation: the same windows, actions and money, networks within 1e-5."""
     setups = make()

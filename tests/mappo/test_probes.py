@@ -32,7 +32,7 @@ def trained(world, chosen=False, **changes):
     return look
 
 
-@pytest.mark.parametrize("critic", ["central", "local"])
+@pytest.mark.parametrize("critic", ["central", pytest.param("local", marks=pytest.mark.slow)])
 def test_constant_reward_is_worth_the_whole_future_past_the_window(critic):
     """Reward 1 bp for ever: V = 1 / (1 − γ) = 10, though windows end after 20 steps."""
     world = probes.market(np.full(probes.BARS, 20), np.zeros(probes.BARS))
