@@ -239,6 +239,7 @@ def in_haste(monkeypatch):
     monkeypatch.setattr(run_members, "MOST", 50)
 
 
+@pytest.mark.slow
 def test_p_values_on_martingales_are_uniform(tmp_path, in_haste):
     uniform_unless_it_leaks(tmp_path, 20)
 

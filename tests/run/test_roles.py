@@ -85,11 +85,8 @@ def test_learns_to_buy_what_has_fallen():
     assert team > 0.75 * best
 
 
-# one of them in every run of the tests, for their time
-@pytest.mark.parametrize(
-    "market",
-    [pytest.param(m, marks=pytest.mark.slow) if m == "execution_only" else m for m in WORLDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("market", WORLDS)
 def test_an_agent_contributes_on_the_world_made_for_it(market):
     agent, figure, seed, changes = WORLDS[market]
     setup, actor = trained(market, seed, changes)

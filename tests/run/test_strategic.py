@@ -137,6 +137,7 @@ def test_stays_flat_where_nothing_can_be_earned():
     assert np.abs(ledger.position).mean() < 0.05 * setup.settings.max_contracts
 
 
+@pytest.mark.slow
 def test_the_stance_tells_the_hidden_state_and_pays():
     """Falling markets are wilder: its sign is right nearly as often as the exact filter's."""
     setup = setup_of(Source(market="two_state", seed=1), reward_stance=10.0, num_episodes=50)
