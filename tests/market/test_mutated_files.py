@@ -227,6 +227,7 @@ ODD_BUT_GOOD = [  # each was refused for no good reason
 ]
 
 
+@pytest.mark.slow
 def test_refused_or_every_line_accounted_for(tmp_path: Path) -> None:
     accepted = []
 

@@ -151,6 +151,7 @@ def test_learns_the_planted_drift(tmp_path):
     assert splits["test"]["oracle_share"] > 0.75
 
 
+@pytest.mark.slow
 def test_stays_flat_where_nothing_can_be_earned(tmp_path):
     """Mean absolute position under 5 % of the limit on a martingale."""
     splits = splits_of(tmp_path, "martingale")
