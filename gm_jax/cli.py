@@ -6,7 +6,6 @@ What needs JAX is imported by the command that needs it: help and typos answer a
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import signal
 import sys
@@ -22,19 +21,20 @@ from gm_jax.cli_base import (
     INTERRUPTED,
     MISTAKE,
     Result,
+    analyses,
     command,
     csv_flags,
-    csv_options,
+    settings_flags,
+    settings_of,
     show,
+    source_of,
+    system_named,
 )
 from gm_jax.errors import NotFiniteError, UserError
-from gm_jax.market.files import existing
 from gm_jax.run.signals import handled, interrupt
-from gm_jax.settings import Settings
 
 
 if TYPE_CHECKING:
-    from gm_jax.run.source import Source
     from gm_jax.run.training import Run
     from gm_jax.systems import System
 
@@ -82,12 +82,12 @@ def _train(arguments: argparse.Namespace) -> Result:
     from gm_jax.run import training
     from gm_jax.run.progress import say
 
-    system = _system(arguments.system)
+    system = system_named(arguments.system)
     if arguments.resume:
         run = _resume(arguments, system)
     else:
-        settings = _settings(arguments, system)
-        source = _source(arguments, settings.seed)
+        settings = settings_of(arguments, system)
+        source = source_of(arguments, settings.seed)
         if not (arguments.data or arguments.market):
             say(
                 "no --data: training on the generated market `planted`, an easy world with a "
@@ -108,7 +108,7 @@ def _resume(arguments: argparse.Namespace, system: System) -> Run:
     from gm_jax.run import training
     from gm_jax.run.checkpoint import CHANGEABLE
 
-    changes = config.parse_assignments(arguments.set) | _analyses(arguments)
+    changes = config.parse_assignments(arguments.set) | analyses(arguments)
     fixed = ("data", "market", "config", "seed", "out", "preset", "strategic", *CSV_FLAGS)
     given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
     given += [f"--set {key}" for key in changes if key not in CHANGEABLE]
@@ -120,16 +120,10 @@ def _resume(arguments: argparse.Namespace, system: System) -> Run:
     return training.resume(arguments.resume, system, changes)
 
 
-def _analyses(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the settings that stand for flags of their own."""
-    flags = {"walk_forward": arguments.walk_forward, "null_copies": arguments.null}
-    return {key: value for key, value in flags.items() if value is not None}
-
-
 def _evaluate(arguments: argparse.Namespace) -> Result:
     from gm_jax.run import evaluate, results
 
-    source = _source(arguments, seed=0)
+    source = source_of(arguments, seed=0)
     report = evaluate.evaluate_run(
         arguments.run_dir,
         split=arguments.split,
@@ -170,8 +164,8 @@ def _bench(arguments: argparse.Namespace) -> Result:
 
     if not arguments.seconds > 0:
         raise UserError(f"--seconds is {arguments.seconds}, expected a number above 0.")
-    system = _system(arguments.system)
-    settings = _settings(arguments, system)
+    system = system_named(arguments.system)
+    settings = settings_of(arguments, system)
     if arguments.num_envs is not None:
         settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
     result = bench.bench(system, settings, arguments.seconds)
@@ -191,53 +185,6 @@ def _figure(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
-
-
-def _system(name: str) -> System:
-    from gm_jax.systems import SYSTEMS
-
-    if name not in SYSTEMS:
-        near = difflib.get_close_matches(name, SYSTEMS, n=1)
-        hint = f", did you mean {near[0]}" if near else ""
-        raise UserError(f"No system {name!r}{hint}. Known: {', '.join(SYSTEMS)}.")
-    return SYSTEMS[name]
-
-
-def _settings(arguments: argparse.Namespace, system: System) -> Settings:
-    """Merge defaults, preset, file, --set and --seed, later ones winning."""
-    settings = system.settings
-    if arguments.preset == "quick":
-        settings = settings.replace(**system.quick)
-    if arguments.config:
-        settings = config.read_config(arguments.config, system.name, settings)
-    settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
-    settings = config.change(settings, _analyses(arguments), "--walk-forward, --null")
-    if arguments.seed is not None:
-        settings = config.change(settings, {"seed": arguments.seed}, "--seed")
-    return settings
-
-
-def _source(arguments: argparse.Namespace, seed: int) -> Source:
-    from gm_jax.run.source import Source
-
-    strategic = str(arguments.strategic) if arguments.strategic else None
-    if strategic and arguments.system != "tactical":
-        raise UserError("--strategic bounds a tactical team: it belongs to `train tactical`.")
-    if not arguments.data:
-        _no_file(arguments)
-        return Source(market=arguments.market or "planted", seed=seed, strategic=strategic)
-    if arguments.market:
-        raise UserError("--data and --market exclude each other; give one of them.")
-    file = str(existing(arguments.data))
-    return Source(data=file, strategic=strategic, **csv_options(arguments))
-
-
-def _no_file(arguments: argparse.Namespace) -> None:
-    """Refuse flags that describe a file where none is given."""
-    for name in CSV_FLAGS:
-        if getattr(arguments, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} describes a file; give one with --data.")
 
 
 def _parser() -> _Parser:
@@ -260,7 +207,7 @@ def _parser() -> _Parser:
     )
     train.add_argument("--walk-forward", metavar="K", help="test on K folds, each after its past")
     train.add_argument("--null", metavar="N", help="train on N copies without direction as well")
-    _settings_flags(train)
+    settings_flags(train)
     csv_flags(train)
 
     evaluate = command(commands, "evaluate", _evaluate, "greedy backtest of a run")
@@ -278,20 +225,15 @@ def _parser() -> _Parser:
     export.add_argument("--onnx", action="store_true", help="ONNX files as well")
     export.add_argument("--safetensors", action="store_true", help="safetensors files as well")
 
-    cli_sweep.add_command(commands, _system, _settings, _source)
+    cli_sweep.add_command(commands)
 
     bench = command(commands, "bench", _bench, "measure speed against the machine's ceiling")
     bench.add_argument("system", metavar="SYSTEM")
     bench.add_argument("--num-envs", metavar="N")
     bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
     bench.set_defaults(preset=None, seed=None, walk_forward=None, null=None)
-    _settings_flags(bench)
+    settings_flags(bench)
 
     cli_data.add_commands(commands)
     command(commands, "doctor", _doctor, "say what this machine offers and what is wrong with it")
     return parser
-
-
-def _settings_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="YAML")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

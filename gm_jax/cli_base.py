@@ -1,11 +1,23 @@
-"""What the commands of `gm-jax` share: statuses, flags, printing."""
+"""What the commands of `gm-jax` share: statuses, flags, what flags stand for, printing."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gm_jax import config
+from gm_jax.errors import UserError
+from gm_jax.market.files import existing
+from gm_jax.settings import Settings
+
+
+if TYPE_CHECKING:
+    from gm_jax.run.source import Source
+    from gm_jax.systems import System
 
 
 FINE, FAILURE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -44,3 +56,64 @@ def show(arguments: argparse.Namespace, lines: Iterable[str]) -> None:
     """Print for a person: on standard output, unless that is for JSON."""
     for line in lines:
         print(line, file=sys.stderr if arguments.json else sys.stdout)
+
+
+def settings_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what `settings_of` reads beside preset and seed."""
+    parser.add_argument("--config", type=Path, metavar="YAML")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+
+
+def system_named(name: str) -> System:
+    """Return a system by its name."""
+    from gm_jax.systems import SYSTEMS
+
+    if name not in SYSTEMS:
+        near = difflib.get_close_matches(name, SYSTEMS, n=1)
+        hint = f", did you mean {near[0]}" if near else ""
+        raise UserError(f"No system {name!r}{hint}. Known: {', '.join(SYSTEMS)}.")
+    return SYSTEMS[name]
+
+
+def settings_of(arguments: argparse.Namespace, system: System) -> Settings:
+    """Merge defaults, preset, file, --set and --seed, later ones winning."""
+    settings = system.settings
+    if arguments.preset == "quick":
+        settings = settings.replace(**system.quick)
+    if arguments.config:
+        settings = config.read_config(arguments.config, system.name, settings)
+    settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
+    settings = config.change(settings, analyses(arguments), "--walk-forward, --null")
+    if arguments.seed is not None:
+        settings = config.change(settings, {"seed": arguments.seed}, "--seed")
+    return settings
+
+
+def analyses(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that stand for flags of their own."""
+    flags = {"walk_forward": arguments.walk_forward, "null_copies": arguments.null}
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def source_of(arguments: argparse.Namespace, seed: int) -> Source:
+    """Return where the bars are from: a file or a generated market."""
+    from gm_jax.run.source import Source
+
+    strategic = str(arguments.strategic) if arguments.strategic else None
+    if strategic and arguments.system != "tactical":
+        raise UserError("--strategic bounds a tactical team: it belongs to `train tactical`.")
+    if not arguments.data:
+        _no_file(arguments)
+        return Source(market=arguments.market or "planted", seed=seed, strategic=strategic)
+    if arguments.market:
+        raise UserError("--data and --market exclude each other; give one of them.")
+    file = str(existing(arguments.data))
+    return Source(data=file, strategic=strategic, **csv_options(arguments))
+
+
+def _no_file(arguments: argparse.Namespace) -> None:
+    """Refuse flags that describe a file where none is given."""
+    for name in CSV_FLAGS:
+        if getattr(arguments, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} describes a file; give one with --data.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +14,26 @@ from gm_jax.cli_base import (
     Result,
     command,
     csv_flags,
+    settings_flags,
+    settings_of,
     show,
+    source_of,
+    system_named,
 )
 from gm_jax.errors import NotFiniteError, UserError
 
 
 if TYPE_CHECKING:
-    from gm_jax.run.source import Source
     from gm_jax.run.sweep import Sweep
-    from gm_jax.settings import Settings
-    from gm_jax.systems import System
 
 # what a sweep that is resumed has already
 _FIXED = ("grid", "seeds", "data", "market", "strategic", "preset", "config", "set", "seed", "out")
 
 
-def add_command(
-    commands: Any,
-    system: Callable[[str], System],
-    settings: Callable[[argparse.Namespace, System], Settings],
-    source: Callable[[argparse.Namespace, int], Source],
-) -> None:
-    """Add `sweep`.
-
-    Args:
-        commands: of the parser.
-        system: returns a system by its name.
-        settings: reads those that arguments name, as `train` does.
-        source: reads where the bars are from, as `train` does.
-    """
+def add_command(commands: Any) -> None:
+    """Add `sweep`."""
     text = "train settings × seeds side by side and rank them on validation"
-    start = partial(_start, system, settings, source)
-    sweep = command(commands, "sweep", partial(_sweep, system, start), text)
+    sweep = command(commands, "sweep", _sweep, text)
     sweep.add_argument("system", metavar="SYSTEM")
     sweep.add_argument(
         "--grid",
@@ -62,26 +48,21 @@ def add_command(
     sweep.add_argument("--market", help="generated market instead of a file")
     sweep.add_argument("--strategic", type=Path, metavar="RUN", help="as of `train`")
     sweep.add_argument("--preset", choices=["quick", "default"], help="quick: minutes on a CPU")
-    sweep.add_argument("--config", type=Path, metavar="YAML")
-    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    settings_flags(sweep)
     sweep.add_argument("--out", type=Path, metavar="DIR", help="sweep directory to make")
     sweep.add_argument("--resume", type=Path, metavar="SWEEP", help="go on with a sweep")
     sweep.set_defaults(walk_forward=None, null=None)
     csv_flags(sweep)
 
 
-def _sweep(
-    system: Callable[[str], System],
-    start: Callable[[argparse.Namespace], Sweep],
-    arguments: argparse.Namespace,
-) -> Result:
+def _sweep(arguments: argparse.Namespace) -> Result:
     from gm_jax.run import sweep, sweep_report
 
     if arguments.resume:
         _refuse_changes(arguments)
-        found = sweep.resume(arguments.resume, system(arguments.system))
+        found = sweep.resume(arguments.resume, system_named(arguments.system))
     else:
-        found = start(arguments)
+        found = _start(arguments)
     try:
         summary = sweep.run(found)
     except NotFiniteError as error:
@@ -96,22 +77,17 @@ def _sweep(
     return FINE, summary
 
 
-def _start(
-    system: Callable[[str], System],
-    settings: Callable[[argparse.Namespace, System], Settings],
-    source: Callable[[argparse.Namespace, int], Source],
-    arguments: argparse.Namespace,
-) -> Sweep:
+def _start(arguments: argparse.Namespace) -> Sweep:
     from gm_jax.run import sweep, sweep_plan
 
-    of = system(arguments.system)
-    base = settings(arguments, of)
+    of = system_named(arguments.system)
+    base = settings_of(arguments, of)
     grid = sweep_plan.parse_grid(arguments.grid)
     twice = {text.partition("=")[0].strip() for text in arguments.set} & {*grid}
     if twice:
         raise UserError(f"`{min(twice)}` is given by --set and by --grid; give it once.")
     seeds = 1 if arguments.seeds is None else arguments.seeds
-    plan = sweep_plan.Plan(of, base, grid, seeds, source(arguments, base.seed))
+    plan = sweep_plan.Plan(of, base, grid, seeds, source_of(arguments, base.seed))
     return sweep.start(plan, arguments.out)
 
 

@@ -95,7 +95,7 @@ def test_constraints_pin_every_dependency():
     pinned = [canonical(line) for line in lines]
     assert len(set(pinned)) == len(pinned)
     extras = PROJECT["optional-dependencies"]
-    wanted = PROJECT["dependencies"] + extras["dev"] + extras["export"]
+    wanted = PROJECT["dependencies"] + extras["dev"] + extras["export"] + extras["tensorboard"]
     assert {canonical(r) for r in wanted} - {"gm-jax"} <= set(pinned)
     assert not [name for name in pinned if name.startswith(("nvidia", "cuda", "triton"))]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from gm_jax.env.types import Array
 from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner, members
 from gm_jax.mappo.types import Networks, TrainState
-from gm_jax.run import pace
+from gm_jax.run import memory, pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.progress import clock, say
@@ -166,7 +165,7 @@ def fitting_program(one: Setup, other: Setup, count: int) -> Program:
         analysis: Any = compiled.memory_analysis()
         # for a moment, what is stacked exists twice
         needed = int(2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
-        if size == 1 or needed < MEMORY_SHARE * _free():
+        if size == 1 or needed < MEMORY_SHARE * memory.device()["free"]:
             return Program(size, axes, compiled)
         chunks *= 2
         say(f"memory: {size} members need {needed / 2**30:.1f} GiB, fewer are trained at a time")
@@ -203,18 +202,6 @@ def _compile(setup: Setup, axes: Any, size: int) -> Any:
         config=setup.config,
         axes=tuple(flat),
     ).compile()
-
-
-def _free() -> int:
-    """Return the device's free memory, on a CPU the machine's, bytes."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"] - stats["bytes_in_use"])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # what caches hold is free too
-        lines = (line.split() for line in meminfo.read_text().splitlines())
-        return next(int(kib) * 1024 for name, kib, *_ in lines if name == "MemAvailable:")
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _train(

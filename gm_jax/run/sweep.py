@@ -26,11 +26,12 @@ from gm_jax.run import results, sweep_members, sweep_record, sweep_report
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import BEST, SWEEP, RunDirectory, begun, writing
 from gm_jax.run.members import Launch, StoppedEarlyError, forget, train_members
+from gm_jax.run.metrics import metric_rows
 from gm_jax.run.progress import say
 from gm_jax.run.record import model_config
 from gm_jax.run.setup import Setup
 from gm_jax.run.sweep_plan import Group, Plan, groups, label
-from gm_jax.run.training import Run, finish, keeping, metric_rows
+from gm_jax.run.training import Run, finish, keeping
 from gm_jax.systems import System
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +13,19 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gm_jax.config import change
-from gm_jax.errors import NotFiniteError, UserError
+from gm_jax.errors import UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
-from gm_jax.mappo.types import Metrics, TrainState
+from gm_jax.mappo.types import TrainState
 from gm_jax.run import pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory, WriteError, begun, writing
 from gm_jax.run.mandate import load_all
 from gm_jax.run.members import StoppedEarlyError
-from gm_jax.run.progress import Progress, memory_bytes, say
+from gm_jax.run.metrics import metric_rows, require_finite
+from gm_jax.run.progress import Progress, say
 from gm_jax.run.record import model_config, reopen
 from gm_jax.run.results import analyse, write_results
 from gm_jax.run.setup import Setup, prepare
@@ -33,9 +33,6 @@ from gm_jax.run.signals import first_is_a_wish
 from gm_jax.run.source import Source
 from gm_jax.settings import Settings
 from gm_jax.systems import System
-
-
-UNDEFINED = ("selection_score", "validation_sharpe")  # NaN where there was nothing to score
 
 
 @dataclass
@@ -202,71 +199,6 @@ def _iterate(run: Run) -> None:
             count = pace.next_count(count, seconds, total - done)
         run.checkpoints.save(setup, run.state)
         run.interrupted = interrupted()
-
-
-def metric_rows(
-    setup: Setup, metrics: Metrics, done: int, count: int, seconds: float
-) -> list[dict[str, Any]]:
-    """Return the metrics of an interval as a plain row per iteration.
-
-    Args:
-        setup: of the run.
-        metrics: [interval, ...] each, on the host.
-        done: iterations before the interval.
-        count: iterations of the interval.
-        seconds: it took.
-    """
-    steps = setup.episode_length * setup.config.num_envs
-    rows = []
-    for i in range(count):
-        values = jax.tree.map(lambda x, i=i: x[i], metrics)
-        row: dict[str, Any] = {"iteration": done + i + 1, "env_steps": (done + i + 1) * steps}
-        for name, value in sorted(values.items()):
-            if isinstance(value, dict):
-                row[name] = {k: float(v) for k, v in value.items()}
-            elif np.ndim(value):
-                row[name] = dict(zip(setup.system.agents, map(float, value), strict=True))
-            else:
-                number = float(value)
-                row[name] = None if name in UNDEFINED and math.isnan(number) else number
-        row |= {
-            "episodes_per_minute": 60 * count * setup.config.num_envs / seconds,
-            "env_steps_per_second": count * steps / seconds,
-            "memory_bytes": memory_bytes(),
-        }
-        rows.append(row)
-    return rows
-
-
-def require_finite(rows: Sequence[Mapping[str, Any]], kept: str) -> None:
-    """Refuse metrics that are not finite.
-
-    Args:
-        rows: of `metric_rows`.
-        kept: which state the last good one is, and where.
-
-    Raises:
-        NotFiniteError: names the first number that is none, causes before effects.
-    """
-    for row in rows:
-        for what, number, mend in _numbers(row):
-            if not math.isfinite(number):
-                raise NotFiniteError(
-                    f"Iteration {row['iteration']}: {what} is {number}; {mend}. The last good "
-                    f"state, {kept}."
-                )
-
-
-def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Yield (what it is, number, what to do if it is none), causes before effects."""
-    bars, rates = "look at the reward's weights and the bars", "try a smaller lr_actor or lr_critic"
-    yield from ((f"the reward term {term}", x, bars) for term, x in row["terms"].items())
-    yield from ((f"the reward of {agent}", x, bars) for agent, x in row["reward"].items())
-    for name, value in row.items():
-        if isinstance(value, dict):
-            yield from ((f"{name} of {agent}", x, rates) for agent, x in value.items())
-        elif value is not None:
-            yield name, value, rates
 
 
 def finish(run: Run, began: float) -> dict[str, Any]:

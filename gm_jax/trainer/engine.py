@@ -16,9 +16,9 @@ from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.scaling import Scaler, rescaled
 from gm_jax.mappo.types import Hyper, Networks, TrainState
+from gm_jax.run.metrics import metric_rows, require_finite
 from gm_jax.run.progress import say
 from gm_jax.run.setup import Setup
-from gm_jax.run.training import metric_rows, require_finite
 from gm_jax.settings import Settings
 from gm_jax.systems import System
 from gm_jax.trainer.data import Data, Dataset, Shelf, begun, moved

@@ -16,7 +16,7 @@ from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner, members
 from gm_jax.mappo.validation import Segments, segment_score
 from gm_jax.run import members as run_members
-from gm_jax.run import pace
+from gm_jax.run import memory, pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.members import StoppedEarlyError, axes_of, train_members
@@ -363,7 +363,7 @@ def test_fewer_members_where_memory_is_scarce(monkeypatch, capsys):
     gib = 2**30
     monkeypatch.setattr(run_members, "_compile", lambda setup, axes, size: Memory(size * gib))
     for free, size in ((1000, 40), (40, 20), (16, 10), (0.1, 1)):
-        monkeypatch.setattr(run_members, "_free", lambda free=free: free * gib)
+        monkeypatch.setattr(memory, "device", lambda free=free: {"free": free * gib})
         assert run_members.fitting_program(make(0), make(1), 40).size == size
         said = capsys.readouterr().err
         assert ("40 members need 40.0 GiB, fewer are trained at a time" in said) == (size < 40)
@@ -379,13 +379,13 @@ def test_needs_are_those_of_the_compiled_program(quick, monkeypatch, capsys):
     for free, enough in ((needed / 0.7 - 1, False), (needed / 0.7 + 2, True)):
         monkeypatch.setattr(run_members, "_compile", lambda *a: compile_once(*a[:2], 3))
         frees = iter([free, 2**60])
-        monkeypatch.setattr(run_members, "_free", lambda frees=frees: next(frees))
+        monkeypatch.setattr(memory, "device", lambda frees=frees: {"free": next(frees)})
         run_members.fitting_program(make(0), make(1), 3)
         assert ("3 members need" in capsys.readouterr().err) == (not enough)
 
 
 def test_the_memory_that_is_free_is_known():
-    assert 2**20 < run_members._free() < 2**50
+    assert 2**20 < memory.device()["free"] < 2**50
 
 
 # interruptions

@@ -10,6 +10,7 @@ from gm_jax import config
 from gm_jax.errors import UserError
 from gm_jax.run import training
 from gm_jax.run.directory import RunDirectory
+from gm_jax.run.metrics import metric_rows
 from gm_jax.run.source import Source
 from gm_jax.systems import TACTICAL
 
@@ -105,7 +106,7 @@ def test_stopped_half_way_and_resumed_equals_uninterrupted(whole, tmp_path):
             run.state, np.int32(1), *arguments, config=run.setup.config
         )
         run.directory.append_metrics(
-            training.metric_rows(run.setup, jax.device_get(metrics), done, 1, seconds=1.0)
+            metric_rows(run.setup, jax.device_get(metrics), done, 1, seconds=1.0)
         )
         if done < 3:
             run.checkpoints.save(run.setup, run.state)
