@@ -11,7 +11,7 @@ import numpy as np
 
 from gm_jax.env.units import SIMULATOR, bar_columns, bar_table, impact, require_range
 from gm_jax.market.bars import Bars
-from gm_jax.market.calendar import REGULAR, minute_of_session
+from gm_jax.market.calendar import REGULAR, minute_of_one
 from gm_jax.market.features import FeatureStream
 
 
@@ -26,7 +26,7 @@ class Bar(NamedTuple):
     features: np.ndarray  # [F] f32, raw
     impact: np.float32  # ticks
     atr: np.float32  # ticks
-    signals: np.ndarray  # [M] f32
+    signals: np.ndarray  # [R] f32, the first of Market.signals
 
 
 class Feed:
@@ -34,7 +34,7 @@ class Feed:
 
     Args:
         features: names of the observed features, F of them.
-        signals: names of what the team's rules read, M of them.
+        signals: names of what the team's rules read, R of them.
         minutes: length of a bar.
         warmup: first bar at which everything is known, counted from the first ever seen.
         settings: of the run; sizes and money.
@@ -91,9 +91,10 @@ class Feed:
 
     def _follow(self, bars: Bars) -> Iterator[Bar | None]:
         """Yield bars one by one, each in constant time."""
-        for i, minute in enumerate(minute_of_session(bars.time).tolist()):
+        for i in range(len(bars)):
             bar, before = _one(bars, i), self.last
             assert before is not None
+            minute = minute_of_one(bar.time)
             known = self._stream.update(
                 minute, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.roll
             )
@@ -140,5 +141,5 @@ class Feed:
 
 def _one(bars: Bars, i: int) -> SimpleNamespace:
     """Return one bar, a number in each field."""
-    values = {name: getattr(bars, name)[i].item() for name in _COLUMNS}
+    values = {name: getattr(bars, name).item(i) for name in _COLUMNS}
     return SimpleNamespace(**values, tick=bars.tick)

@@ -88,8 +88,13 @@ class Actors:
                 for i in indices
             ]
 
-        *self._hidden, self._output = stacked(linear)
-        self._norms = stacked(norm)
+        layers = stacked(linear)
+        # what a LayerNorm scales and moves goes into the layer that follows it
+        for layer, (scale, shift) in enumerate(stacked(norm), start=1):
+            weight, bias = layers[layer]
+            layers[layer] = weight * scale[:, None], bias + (weight @ shift[..., None])[..., 0]
+        self._layers = [(weight, bias[..., None]) for weight, bias in layers]
+        self._norms = len(norm)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Return each actor's logits, [A, K] f32.
@@ -97,23 +102,21 @@ class Actors:
         Args:
             inputs: [A, O] f32, raw features and role value of each agent.
         """
-        x = inputs
-        for layer, (weight, bias) in enumerate(self._hidden):
-            x = np.maximum(_linear(x, weight, bias), 0)
-            if layer < len(self._norms):
-                x = _normalise(x) * self._norms[layer][0] + self._norms[layer][1]
-        return _linear(x, *self._output)
+        *hidden, (weight, bias) = self._layers
+        x = inputs[..., None]
+        for layer, (inner, moved) in enumerate(hidden):
+            x = np.matmul(inner, x)
+            x += moved
+            np.maximum(x, 0, out=x)
+            if layer < self._norms:
+                _normalise(x)
+        logits: np.ndarray = (np.matmul(weight, x) + bias)[..., 0]
+        return logits
 
 
-def _linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return [A, out], by x [A, in], weight [A, out, in] and bias [A, out]."""
-    product: np.ndarray = np.matmul(weight, x[..., None])[..., 0] + bias
-    return product
-
-
-def _normalise(x: np.ndarray) -> np.ndarray:
-    """Return each row of [A, width] at mean 0 and variance 1."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    normal: np.ndarray = centred / np.sqrt(variance + np.float32(EPSILON))
-    return normal
+def _normalise(x: np.ndarray) -> None:
+    """Bring each column of [A, width, 1] to mean 0 and variance 1, in place."""
+    share = np.float32(1 / x.shape[1])
+    x -= np.add.reduce(x, axis=1, keepdims=True) * share
+    variance = np.add.reduce(x * x, axis=1, keepdims=True) * share
+    x /= np.sqrt(variance + np.float32(EPSILON))

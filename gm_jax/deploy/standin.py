@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,10 +40,8 @@ def _tree_map(function: Callable[..., Any], *trees: Any) -> Any:
     first = trees[0]
     if not isinstance(first, PyTreeNode):
         return function(*trees)
-    names = vars(first)
-    return first.replace(
-        **{name: _tree_map(function, *(getattr(t, name) for t in trees)) for name in names}
-    )
+    leaves = map(_tree_map, repeat(function), *(vars(tree).values() for tree in trees))
+    return first.replace(**dict(zip(vars(first), leaves, strict=True)))
 
 
 tree = SimpleNamespace(map=_tree_map)
@@ -107,14 +106,9 @@ def float32(x: Any) -> Any:
     return x.astype(np.float32) if type(x) is np.ndarray else np.float32(x)
 
 
-def bool_(x: Any) -> bool:
-    """Return a truth value."""
-    return bool(x)
-
-
-def asarray(value: Any, dtype: Callable[[Any], Any] = bool_) -> Any:
-    """Return a scalar of a type, by default a truth value."""
-    return dtype(value)
+def asarray(value: Any, dtype: Callable[[Any], Any] | None = None) -> Any:
+    """Return a scalar of a type, or what is there already."""
+    return value if dtype is None else dtype(value)
 
 
 def stack(values: Sequence[Any]) -> np.ndarray:

@@ -81,8 +81,9 @@ class Trader:
         state = self._arrive(market)
         bounds = account.bounds(state, market, self.params)
         roles = self.team.role_values(state, self.params)
-        shared = np.broadcast_to(bar.features, (len(roles), len(bar.features)))
-        logits = self._logits(np.concatenate([shared, roles[:, None]], axis=1))
+        inputs = np.empty((len(roles), len(bar.features) + 1), np.float32)
+        inputs[:, :-1], inputs[:, -1] = bar.features, roles
+        logits = self._logits(inputs)
         legal = self.team.masks(state, bounds, self.params)
         return Seen(bar, state, bounds, np.where(legal, logits, np.float32(ILLEGAL)))
 
@@ -101,7 +102,7 @@ class Trader:
 
     def _market(self, bar: Bar, mandate: tuple[float, float]) -> Any:
         """Return the last bar and this one as the market that the simulator reads."""
-        last, shares = self._last or bar, np.array(mandate, np.float32)
+        last, shares = self._last or bar, tuple(map(np.float32, mandate))
         return SimpleNamespace(
             bars=(last.row, bar.row),
             impact=(last.impact, bar.impact),

@@ -15,6 +15,7 @@ import pandas as pd
 from gm_jax.deploy.feed import Feed
 from gm_jax.deploy.package import Package, agents, open_package
 from gm_jax.deploy.trader import Decision, Trader
+from gm_jax.env.team import rule_signals
 from gm_jax.errors import UserError
 from gm_jax.market import loader
 from gm_jax.market.bars import Bars
@@ -47,7 +48,7 @@ class Desk:
         package = open_package(Path(path), system)
         config, settings = package.config, package.config["settings"]
         trader = Trader(system, settings, config["episode_length"], package.actors.logits)
-        signals = trader.team.signal_names(config["bar_minutes"])
+        signals = rule_signals(trader.team, config["bar_minutes"])
         feed = Feed(
             tuple(config["features"]),
             signals,

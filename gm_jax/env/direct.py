@@ -17,6 +17,7 @@ ACTIONS: tuple[str, ...] = ()  # any whole number of contracts
 NEUTRAL: tuple[tuple[int, ...], ...] = ((),)
 TERMS: dict[str, str] = {}
 RANDOM_BITS = 0
+RULE_SIGNALS = 0
 
 
 class Controls(struct.PyTreeNode):

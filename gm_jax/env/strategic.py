@@ -41,12 +41,18 @@ SHARES = (0.05, 0.10, 0.15, 0.20, 0.25)  # of annual volatility
 START_SHARE, LARGEST_SHARE = 1, len(SHARES) - 1
 VOLATILITY_SESSIONS = 20
 UNKNOWN = -1  # a cap that is yet to be computed
+_VERBS = np.arange(len(ACTIONS))
+_HOLDS = _VERBS == HOLD
+_SHARES = np.array(SHARES, np.float32)
+_STEPS = np.arange(len(SHARES))[:, None] + [0, 1, 2, -1, -2, -LARGEST_SHARE, LARGEST_SHARE]
+_SHARE_AFTER = np.int32(np.clip(_STEPS, 0, LARGEST_SHARE))  # [S, K], of each share and verb
 
 # what an agent without a will of its own may do: hold, keep the share, stay or become NORMAL
 NEUTRAL: tuple[tuple[int, ...], ...] = ((HOLD,), (HOLD,), (HOLD, 1 + NORMAL))
 # reward terms beside the shared change of equity, by the agent that receives them
 TERMS: dict[str, str] = {"drawdown": "portfolio_manager", "stance": "regime_detector"}
 RANDOM_BITS = 3
+RULE_SIGNALS = 1
 
 
 class Controls(struct.PyTreeNode):
@@ -83,7 +89,7 @@ def random(bits: Array, bounds: Bounds, params: EnvParams) -> tuple[Array, Contr
 
 
 def signal_names(minutes: int) -> tuple[str, ...]:
-    """Return the features that the rules read, see `stances.VOLATILITY`, `RETURN`, `REGIME`."""
+    """Return what is read beside the observed, see `stances.VOLATILITY`, `RETURN`, `REGIME`."""
     length = VOLATILITY_SESSIONS * SESSION_MINUTES // minutes
     return f"annual_volatility_{length}", "seasonal_return", f"regime_{REGIME_WINDOW[minutes]}"
 
@@ -97,21 +103,19 @@ def fit_law(signals: np.ndarray, train: tuple[int, int], minutes: int) -> stance
 def moves(desired: Array, params: EnvParams) -> Array:
     """Return [K] i32, the desired position after each verb of the strategic agent, unclipped."""
     small, large, sign = params.lots_small, params.lots_large, jnp.sign(desired)
-    changes = jnp.stack([jnp.zeros_like(small), small, large, -small, -large])
-    halved = sign * (jnp.abs(desired) // 2)
-    return jnp.concatenate([desired + changes, jnp.stack([halved, desired + sign])])
+    halves = sign * (jnp.abs(desired) // 2) - desired
+    return desired + jnp.stack([jnp.zeros_like(small), small, large, -small, -large, halves, sign])
 
 
 def shares(share: Array) -> Array:
     """Return [K] i32, the share's index after each verb of the portfolio manager."""
-    stepped = jnp.clip(share + jnp.array([0, 1, 2, -1, -2]), 0, LARGEST_SHARE)
-    return jnp.concatenate([stepped, jnp.array([0, LARGEST_SHARE])])
+    return jnp.asarray(_SHARE_AFTER)[share]
 
 
 def fresh_cap(share: Array, bounds: Bounds, params: EnvParams) -> Array:
     """Return C = clip(⌊s · equity / (notional · σ)⌋, 0, max), contracts."""
     volatility = jnp.maximum(bounds.signals[stances.VOLATILITY], 1e-6)
-    cap = jnp.floor(jnp.float32(SHARES)[share] * bounds.unit / volatility)
+    cap = jnp.floor(jnp.asarray(_SHARES)[share] * bounds.unit / volatility)
     return jnp.int32(jnp.clip(cap, 0, jnp.float32(params.max_contracts)))
 
 
@@ -162,14 +166,16 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     decides about D.
     """
     controls, position = state.controls, state.position
-    reachable = shares(controls.share)
-    cap = _cap(controls, reachable, bounds, params).max()
+    cap = _cap(controls, controls.share, bounds, params)
+    # of the caps that another share would bring, that of the largest
+    other = jnp.int32(jnp.where(controls.share == LARGEST_SHARE, LARGEST_SHARE - 1, LARGEST_SHARE))
+    cap = jnp.maximum(cap, fresh_cap(other, bounds, params))
     low, high = _admitted(position, cap, jnp.int32(NORMAL), bounds, params)
     desired = jnp.clip(moves(controls.desired, params), low, high)
     strategic = (desired != desired[HOLD]) & jnp.logical_not(bounds.flat)
-    manager = reachable != controls.share
-    detector = jnp.arange(len(ACTIONS)) != controls.stance + 1
-    return jnp.stack([strategic, manager, detector]) | (jnp.arange(len(ACTIONS)) == HOLD)
+    manager = shares(controls.share) != controls.share
+    detector = controls.stance + 1 != _VERBS
+    return jnp.stack([strategic, manager, detector]) | _HOLDS
 
 
 def role_values(state: State, params: EnvParams) -> Array:

@@ -26,6 +26,7 @@ NEUTRAL: tuple[tuple[int, ...], ...] = ((HOLD,), (HOLD,), (BUY_LARGE, SELL_LARGE
 # reward terms beside the shared change of equity, by the agent that receives them
 TERMS: dict[str, str] = {"drawdown": "risk", "shortfall": "execution"}
 RANDOM_BITS = 3
+RULE_SIGNALS = 0
 
 
 class Controls(struct.PyTreeNode):

@@ -23,6 +23,7 @@ class Team(Protocol):
     TERMS: dict[str, str]
     NEUTRAL: tuple[tuple[int, ...], ...]
     RANDOM_BITS: int
+    RULE_SIGNALS: int
 
     def initial(self, params: EnvParams) -> Any:
         """Return the controls at the start."""
@@ -31,7 +32,10 @@ class Team(Protocol):
         """Draw position and controls from their whole legal range, by `RANDOM_BITS` u32."""
 
     def signal_names(self, minutes: int) -> tuple[str, ...]:
-        """Return the features that the team's rules read, for bars of `minutes`."""
+        """Return the features that the team reads beside those it observes, for bars of `minutes`.
+
+        The first `RULE_SIGNALS` of them decide, the others are for reward terms alone.
+        """
 
     def fit_law(self, signals: np.ndarray, train: tuple[int, int], minutes: int) -> Any:
         """Return what reward terms need to know of the training bars; None if nothing."""
@@ -53,6 +57,11 @@ class Team(Protocol):
 
     def follow(self, state: State, target: Array, work: Array, params: EnvParams) -> Array:
         """Return [A] actions that lead to `target` contracts, one by one if `work`."""
+
+
+def rule_signals(team: Team, minutes: int) -> tuple[str, ...]:
+    """Return the signals that decisions rest on: all that a deployed model needs."""
+    return team.signal_names(minutes)[: team.RULE_SIGNALS]
 
 
 def start(t: Array, params: EnvParams, team: Team) -> State:

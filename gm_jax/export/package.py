@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gm_jax.deploy.feed import Feed
+from gm_jax.env.team import rule_signals
 from gm_jax.errors import UserError
 from gm_jax.export import bundle, readme
 from gm_jax.mappo import learner
@@ -150,7 +151,7 @@ def trained(setup: Setup, state: TrainState, history: Sequence[Mapping[str, Any]
 def feature_state(setup: Setup) -> dict[str, Any]:
     """Return the features' memory after the last bar of the run."""
     system, settings = setup.system, setup.settings
-    signals = system.team.signal_names(system.minutes)
+    signals = rule_signals(system.team, system.minutes)
     feed = Feed(settings.features, signals, system.minutes, setup.warmup, settings)
     feed.skip(setup.loaded.bars)
     return feed.state()

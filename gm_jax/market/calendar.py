@@ -81,6 +81,11 @@ def minute_of_session(time_ns: np.ndarray) -> np.ndarray:
     return (_clock(time_ns) + _OPEN_TO_MIDNIGHT) % (24 * 60 * MINUTE) // MINUTE
 
 
+def minute_of_one(time_ns: int) -> int:
+    """Return the minutes since 18:00 New York of one bar, see `minute_of_session`."""
+    return (time_ns + _ahead(time_ns) + _OPEN_TO_MIDNIGHT) % (24 * 60 * MINUTE) // MINUTE
+
+
 def regular_hours(time_ns: np.ndarray) -> np.ndarray:
     """Return whether each bar opens from 09:30 to before 16:00 New York, [T] bool."""
     minute = minute_of_session(time_ns)

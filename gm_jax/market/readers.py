@@ -183,7 +183,10 @@ class Stream(Ops):
         return self.window(a, n + 1)[0]
 
     def window(self, a: Value, n: int) -> Sequence[Value]:
-        values = self._slot(lambda: [NAN] * n)
+        at, self._next = self._next, self._next + 1
+        if at == len(self.slots):
+            self.slots.append([NAN] * n)
+        values = self.slots[at]
         del values[0]
         values.append(a)
         return values
@@ -206,10 +209,11 @@ class Stream(Ops):
     # The same additions in the same order as Ops, as plain loops: twice as quick.
 
     def sum(self, a: Value, n: int) -> Value:
-        first, *rest = self.window(a, n)
-        for v in rest:
-            first += v
-        return first
+        values = iter(self.window(a, n))
+        added = next(values)
+        for v in values:
+            added += v
+        return added
 
     def mean(self, a: Value, n: int) -> Value:
         moved = 0.0
@@ -218,13 +222,14 @@ class Stream(Ops):
         return a + moved / n
 
     def long_mean(self, a: Value, n: int) -> Value:
-        *older, newest = self.block_sums(a, n)
+        size = block(n)
+        newest = self.sum(a, size)
         added, blocks = 0.0, 1
-        for v in older:
+        for v in self.window(newest, n - size + 1)[:-1:size]:
             if v == v:  # not NaN
                 added += v
                 blocks += 1
-        return (added + newest) / (blocks * block(n))
+        return (added + newest) / (blocks * size)
 
     def std(self, a: Value, n: int) -> Value:
         values = [v - a for v in self.window(a, n)]
@@ -236,6 +241,12 @@ class Stream(Ops):
         for v in values:
             square += (v - centre) * (v - centre)
         return math.sqrt(square / n)
+
+    def slope(self, a: Value, n: int) -> Value:
+        middle, moment = (n - 1) / 2, 0.0
+        for k, v in enumerate(self.window(a, n)):
+            moment += (k - middle) * (v - a)
+        return moment / (n * (n * n - 1) / 12 or 1.0)
 
     def where(self, condition: Value, a: Value, b: Value) -> Value:
         return a if condition else b
