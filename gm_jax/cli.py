@@ -83,6 +83,8 @@ def _train(arguments: argparse.Namespace) -> Result:
     from gm_jax.run.progress import say
 
     system = system_named(arguments.system)
+    if not _leads(arguments):
+        return FINE, None
     if arguments.resume:
         run = _resume(arguments, system)
     else:
@@ -102,6 +104,23 @@ def _train(arguments: argparse.Namespace) -> Result:
         say(f"gm-jax: {error}")
         return FAILURE, None
     return INTERRUPTED if run.interrupted else FINE, summary
+
+
+def _leads(arguments: argparse.Namespace) -> bool:
+    """Join the other processes, if there are any; help the leading one to the end, or be it."""
+    named = (arguments.processes, arguments.process)
+    if arguments.distributed is None:
+        if named != (None, None):
+            raise UserError("--processes and --process belong to --distributed HOST:PORT.")
+        return True
+    if [x is None for x in named] != [not arguments.distributed] * 2:
+        raise UserError("--distributed HOST:PORT needs --processes N and --process I.")
+    from gm_jax.run import cluster, launch
+
+    cluster.join(arguments.distributed or None, *named)
+    if cluster.follows():
+        launch.follow()
+    return not cluster.follows()
 
 
 def _resume(arguments: argparse.Namespace, system: System) -> Run:
@@ -205,6 +224,15 @@ def _parser() -> _Parser:
         metavar="RUN",
         help="a strategic run whose position bounds the tactical limit",
     )
+    train.add_argument(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="one of several processes; under Slurm without an address",
+    )
+    train.add_argument("--processes", type=int, metavar="N", help="of --distributed HOST:PORT")
+    train.add_argument("--process", type=int, metavar="I", help="number of this one, from 0")
     train.add_argument("--walk-forward", metavar="K", help="test on K folds, each after its past")
     train.add_argument("--null", metavar="N", help="train on N copies without direction as well")
     settings_flags(train)

@@ -19,6 +19,7 @@ from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import loss, networks, value_norm
 from gm_jax.mappo.gae import gae
 from gm_jax.mappo.rollout import collect, critic_input
+from gm_jax.mappo.sharding import in_place, over_devices
 from gm_jax.mappo.types import (
     Batch,
     Best,
@@ -103,6 +104,7 @@ def train(
     def body(i: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, rows = carry
         state, row = one(state)
+        state = in_place(state, config)
         return state, jax.tree.map(lambda r, x: r.at[i].set(x), rows, row)
 
     return jax.lax.fori_loop(0, iterations, body, (state, rows))
@@ -186,7 +188,7 @@ def sizes(nets: Networks) -> Metrics:
 def prepare(
     nets: Networks, rollout: Transition, hyper: Hyper, config: Config
 ) -> tuple[Batch, Array]:
-    """Return the rollout as a flat batch with advantages and targets, and the returns in bp."""
+    """Return the rollout as a batch with advantages and targets, and the returns in bp."""
     norm = nets.value_norm
     value = networks.values(config, nets.critic, rollout.global_obs)
     next_value = networks.values(config, nets.critic, rollout.next_global_obs)
@@ -210,14 +212,23 @@ def prepare(
         value=value,
         target=value_norm.normalise(norm, returns),
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch), returns
+    return jax.tree.map(partial(_grouped, config), batch), returns
+
+
+def _grouped(config: Config, x: Array) -> Array:
+    """Turn [H, N, …] into [S, R, …], by groups of environments."""
+    return over_devices(x.swapaxes(0, 1).reshape(config.groups, -1, *x.shape[2:]), config)
 
 
 def learn(
     state: TrainState, batch: Batch, key: Array, hyper: Hyper, config: Config
 ) -> tuple[TrainState, Metrics]:
-    """Run the epochs of minibatches; an agent past the target KL keeps its policy for the rest."""
-    size = batch.action.shape[0]
+    """Run the epochs of minibatches; an agent past the target KL keeps its policy for the rest.
+
+    A minibatch takes equally many steps of each group of environments, drawn without replacement:
+    nothing crosses from one device to another but gradients.
+    """
+    steps = batch.action.shape[1]
     progress = state.update.astype(jnp.float32) / hyper.num_updates
     anneal = jnp.maximum(1 - progress, 0)
     ent_coef = hyper.ent_coef_final + (hyper.ent_coef - hyper.ent_coef_final) * anneal
@@ -248,8 +259,9 @@ def learn(
         return (state, stopped), metrics
 
     def epoch(carry: Any, key: Array) -> tuple[Any, Metrics]:
-        order = jax.random.permutation(key, size).reshape(config.num_minibatches, -1)
-        return jax.lax.scan(lambda c, rows: minibatch(c, _take(batch, rows)), carry, order)
+        order = jnp.argsort(jax.random.bits(key, (config.groups, steps)))
+        parts = order.reshape(config.groups, config.num_minibatches, -1).swapaxes(0, 1)
+        return jax.lax.scan(lambda c, rows: minibatch(c, _take(batch, rows)), carry, parts)
 
     stopped = jnp.zeros(len(config.system.agents), dtype=bool)
     keys = jax.random.split(key, config.num_epochs)
@@ -260,7 +272,13 @@ def learn(
 
 
 def _take(batch: Batch, rows: Array) -> Batch:
-    return jax.tree.map(lambda x: x[rows], batch)
+    """Return the rows [S, B / S] of each group, as one minibatch [B, …]."""
+
+    def one(x: Array) -> Array:
+        taken = jax.vmap(lambda group, mine: group[mine])(x, rows)
+        return taken.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(one, batch)
 
 
 def _adam(grads: Any, opt: Any, params: Any, rate: Array, hyper: Hyper) -> tuple[Any, Any]:

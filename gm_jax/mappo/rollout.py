@@ -11,6 +11,7 @@ from gm_jax.env import core
 from gm_jax.env.ops import select
 from gm_jax.env.types import Array, EnvParams, Market, Observation, State
 from gm_jax.mappo import networks
+from gm_jax.mappo.sharding import over_devices
 from gm_jax.mappo.types import Config, TrainState, Transition
 
 
@@ -60,6 +61,7 @@ def collect(
             terms=outcome.terms,
             cost=outcome.fill.cost,
         )
-        return auto_reset(reset_key, after, done, market, params, config), transition
+        following = auto_reset(reset_key, after, done, market, params, config)
+        return over_devices(following, config), transition
 
     return jax.lax.scan(step, state.env, jax.random.split(key, config.rollout_length))

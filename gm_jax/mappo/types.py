@@ -1,15 +1,18 @@
 """The learner's nouns.
 
-Letters: N environments, H rollout steps, A agents, K actions, C critics (1 central, A local).
+Letters: N environments, H rollout steps, A agents, K actions, C critics (1 central, A local),
+B rows of a minibatch, S groups of environments, R steps of a group in a rollout.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from flax import struct
+from jax.sharding import Mesh
 
 from gm_jax.env.types import Array, State
 from gm_jax.systems import System
@@ -32,6 +35,13 @@ class Config:
     initial_neutral: float  # first probability of neutral actions, all being legal
     huber: bool
     interval: int  # most iterations one call of the program runs
+    mesh: Mesh | None = None  # the devices that share the environments; None: one has all
+
+    @property
+    def groups(self) -> int:
+        """The most groups of environments whose steps divide into minibatches evenly."""
+        size = self.num_minibatches // math.gcd(self.num_minibatches, self.rollout_length)
+        return self.num_envs // size
 
 
 class Hyper(struct.PyTreeNode):
@@ -107,7 +117,7 @@ class Transition(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What the losses need, one row per environment step."""
+    """What the losses need, one row per environment step; of a whole rollout [S, R, …]."""
 
     obs: Array  # [B, A, O]
     global_obs: Array  # [B, G]; with local critics [B, A, O]

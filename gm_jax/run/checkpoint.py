@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
+from gm_jax.mappo.sharding import from_host, to_host
 from gm_jax.mappo.types import TrainState
 from gm_jax.run.directory import PART, SCHEMA_VERSION, WriteError, to_json, write_whole
 from gm_jax.run.progress import say
@@ -45,7 +46,10 @@ class Checkpoints:
         self.directory = directory
         self.members = members
         self.newest: int | None = None  # iteration last saved or restored
-        self._orbax = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        # one process alone reads and writes, whether it leads others or not
+        alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()})
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        self._orbax = ocp.Checkpointer(handler, multiprocessing_options=alone)
 
     def save(self, setup: Setup, state: TrainState) -> None:
         """Write the state; a half-written checkpoint is never taken for a whole one.
@@ -61,7 +65,7 @@ class Checkpoints:
         try:
             with _quiet():
                 target = part.absolute() / STATE
-                self._orbax.save(target, args=ocp.args.StandardSave(_to_host(state)))
+                self._orbax.save(target, args=ocp.args.StandardSave(to_host(state)))
             write_whole(part / BELONGS_TO, to_json(belongs_to(setup), indent=2) + "\n")
             write_whole(part / SUMS, _sums(part))
             os.replace(part, whole)
@@ -153,9 +157,7 @@ class Checkpoints:
                     f"{jax.tree_util.keystr(name)} is {found.dtype}{found.shape}, "
                     f"expected {wanted.dtype}{wanted.shape}"
                 )
-        # onto this machine's device, whichever the state was saved from
-        state = jax.device_put(state, may_alias=False)
-        return state.replace(key=jax.random.wrap_key_data(state.key))
+        return from_host(state)
 
 
 def belongs_to(setup: Setup) -> dict[str, Any]:
@@ -187,12 +189,6 @@ def _require_same(path: Path, wanted: dict[str, Any]) -> None:
             f"The checkpoint {path} belongs to other settings than model_config.json has: "
             f"{changes}. Put the old ones back there, or start a new run with the new ones."
         )
-
-
-def _to_host(state: TrainState) -> TrainState:
-    """Return the state as NumPy arrays, which any machine can read."""
-    plain = state.replace(key=jax.random.key_data(state.key))
-    return jax.tree.map(np.asarray, jax.device_get(plain))
 
 
 def _sums(path: Path) -> str:

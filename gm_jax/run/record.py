@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -70,25 +71,32 @@ def absolute(source: Source) -> Source:
 
 
 def reopen(directory: RunDirectory) -> tuple[Setup, Source]:
-    """Rebuild the setup of a run from its model_config.json.
+    """Rebuild the setup of a run from its model_config.json, see `rebuild`."""
+    return rebuild(directory.config(), directory.path)
+
+
+def rebuild(config: Mapping[str, Any], path: Path | str) -> tuple[Setup, Source]:
+    """Rebuild the setup of a run from what `model_config` said of it.
+
+    Args:
+        config: see `model_config`.
+        path: the run's directory, or what it is called where there is none.
 
     Raises:
         UserError: its data are gone or are not what it was trained on.
     """
-    config = directory.config()
     if config["system"] not in SYSTEMS:
         raise UserError(
-            f"{directory.path} is of the system {config['system']!r}, this gm-jax has "
-            f"{', '.join(SYSTEMS)}."
+            f"{path} is of the system {config['system']!r}, this gm-jax has {', '.join(SYSTEMS)}."
         )
     system = SYSTEMS[config["system"]]
-    settings = change(system.settings, config["settings"], str(directory.path))
+    settings = change(system.settings, config["settings"], str(path))
     try:
         source = Source(**config["source"])
     except TypeError as error:
-        raise UserError(f"The source in {directory.path}/model_config.json: {error}.") from error
-    if source.data and Path(source.data).name == BARS and (directory.path / BARS).is_file():
-        source = replace(source, data=str(directory.path / BARS))  # wherever that was moved to
+        raise UserError(f"The source in {path}/model_config.json: {error}.") from error
+    if source.data and Path(source.data).name == BARS and (Path(path) / BARS).is_file():
+        source = replace(source, data=str(Path(path) / BARS))  # wherever that was moved to
     loaded = load_all(source, settings, system.minutes)
     if loaded.digest != config["data_sha256"]:
         mend = (

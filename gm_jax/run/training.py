@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from gm_jax.config import change
 from gm_jax.errors import UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
-from gm_jax.run import pace
+from gm_jax.run import launch, pace
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory, WriteError, begun, writing
+from gm_jax.run.launch import Compiled, Program
 from gm_jax.run.mandate import load_all
 from gm_jax.run.members import StoppedEarlyError
 from gm_jax.run.metrics import metric_rows, require_finite
@@ -48,6 +48,7 @@ class Run:
     trained_steps: int = 0
     interrupted: bool = False
     pbo: Mapping[str, float | None] = field(default_factory=dict)  # see `results.write_results`
+    compiled: Compiled | None = None  # None: that is yet to be done
 
     def kept(self) -> str:
         """Say what a run that ends here has kept."""
@@ -69,13 +70,15 @@ def start(system: System, settings: Settings, source: Source, out: Path | None) 
     setup = prepare(system, settings, loaded)
     directory = RunDirectory.create(system.name, out)
     with begun(directory):
+        compiled = launch.together(setup, source)
+        setup = compiled.setup
         state = learner.init_state(
             jax.random.key(settings.seed), setup.market, setup.params, setup.config
         )
         checkpoints = Checkpoints(directory.checkpoints)
         checkpoints.save(setup, state)
         directory.write("model_config.json", model_config(setup, source))
-    return Run(directory, setup, state, checkpoints)
+    return Run(directory, setup, state, checkpoints, compiled=compiled)
 
 
 def resume(
@@ -169,21 +172,20 @@ def train(run: Run) -> dict[str, Any]:
 
 def _iterate(run: Run) -> None:
     """Compile once; launch intervals, log and save until the end or a signal."""
-    setup, total, began = run.setup, run.setup.settings.num_episodes, time.monotonic()
-    done = int(run.state.iteration)
+    setup, total, done = run.setup, run.setup.settings.num_episodes, int(run.state.iteration)
     if done == total:  # only the results were missing
         return
-    arguments = (setup.market, setup.params, setup.hyper, setup.segments)
-    compiled = learner.train.lower(
-        run.state, jnp.int32(1), *arguments, config=setup.config
-    ).compile()
-    run.compile_seconds = time.monotonic() - began
+    compiled = run.compiled or launch.together(setup, reopen(run.directory)[1])
+    run.compile_seconds = compiled.seconds
     count, saved = 1, time.monotonic()
-    with first_is_a_wish() as interrupted, closing(Progress(done, total)) as progress:
+    with (
+        Program(compiled, run.state) as program,
+        first_is_a_wish() as interrupted,
+        closing(Progress(done, total)) as progress,
+    ):
         while done < total and not interrupted():
             tick = time.monotonic()
-            run.state, metrics = compiled(run.state, jnp.int32(count), *arguments)
-            metrics = jax.device_get(metrics)
+            metrics = program.run(count)
             seconds = time.monotonic() - tick
             rows = metric_rows(setup, metrics, done, count, seconds)
             run.directory.append_metrics(rows)
@@ -194,9 +196,10 @@ def _iterate(run: Run) -> None:
             done += count
             progress.update(rows)
             if time.monotonic() - saved > pace.SAVE_SECONDS:
-                run.checkpoints.save(setup, run.state)
+                run.checkpoints.save(setup, program.state())
                 saved = time.monotonic()
             count = pace.next_count(count, seconds, total - done)
+        run.state = program.state()
         run.checkpoints.save(setup, run.state)
         run.interrupted = interrupted()
 

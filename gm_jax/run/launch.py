@@ -1,0 +1,199 @@
+"""The compiled program on all devices there are, with the state that it carries."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gm_jax.errors import UserError
+from gm_jax.mappo import learner
+from gm_jax.mappo.sharding import AXIS, everywhere, from_host, places, to_host
+from gm_jax.mappo.types import Config, Metrics, TrainState
+from gm_jax.run import cluster, memory
+from gm_jax.run.directory import to_json
+from gm_jax.run.progress import say
+from gm_jax.run.record import model_config, rebuild
+from gm_jax.run.setup import Setup, prepare
+from gm_jax.run.source import Source
+
+
+MEMORY_SHARE = 0.8  # of what is free that a program may take
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """`learner.train` for a setup, not yet begun."""
+
+    setup: Setup
+    mesh: Mesh | None  # the devices that share the environments; None for one
+    program: Any  # (state, iterations, market, params, hyper, segments) -> (state, metrics)
+    seconds: float  # it took
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the busiest moment takes of a device's memory, by the compiler's account."""
+        found = self.program.memory_analysis()
+        return int(found.argument_size_in_bytes + found.temp_size_in_bytes)
+
+
+def together(setup: Setup, source: Source) -> Compiled:
+    """Compile a run in every process, see `fitting_program`; the others `follow`."""
+    if cluster.several():
+        cluster.message(json.loads(to_json(model_config(setup, source))))
+    return fitting_program(setup)
+
+
+def follow() -> None:
+    """Train with the leading process, to the end that it says."""
+    setup, _ = rebuild(cluster.message(), "the leading process's run")
+    compiled = fitting_program(setup)
+    init = partial(learner.init_state, config=setup.config)
+    state = init(jax.random.key(0), setup.market, setup.params)  # its shapes: the leader's counts
+    with Program(compiled, state) as program:
+        program.follow()
+
+
+def compile_program(setup: Setup) -> Compiled:
+    """Compile the training of a setup, for all devices that can share its environments."""
+    began, mesh = time.monotonic(), mesh_of(setup.config)
+    init = partial(learner.init_state, config=setup.config)
+    state = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+    count, arguments = jnp.int32(1), _arguments(setup)
+    if mesh is not None:
+        state = jax.tree.map(_placed_shape, state, places(state, mesh))
+        whole = partial(_placed_shape, place=everywhere(mesh))
+        count, arguments = jax.tree.map(whole, (count, arguments))
+    config = replace(setup.config, mesh=mesh)
+    program = learner.train.lower(state, count, *arguments, config=config).compile()
+    return Compiled(setup, mesh, program, time.monotonic() - began)
+
+
+def fitting_program(setup: Setup) -> Compiled:
+    """Compile for as many environments as fit the memory that is free, and say what they take.
+
+    Raises:
+        UserError: not even the fewest fit.
+    """
+    asked = setup.settings.num_envs
+    while True:
+        found, free = compile_program(setup), memory.device()["free"]
+        needed, envs = found.bytes_needed, setup.settings.num_envs
+        takes = f"memory: {envs:,} environments take {_gib(needed)} of {_gib(free)} that are free"
+        if needed <= MEMORY_SHARE * free:
+            say(takes if envs == asked else f"{takes}: fewer than the {asked:,} asked for")
+            return found
+        if cluster.several():
+            raise UserError(f"{takes} on this process's device; set a smaller num_envs.")
+        setup = _fewer(setup, takes)
+
+
+def _fewer(setup: Setup, takes: str) -> Setup:
+    """Return a setup with half as many environments, or the next fewer that can be parted."""
+    config = setup.config
+    size = config.num_envs // config.groups
+    groups = next((n for n in range(config.groups // 2, 0, -1) if config.groups % n == 0), 0)
+    if not groups:
+        raise UserError(
+            f"{takes}, and fewer cannot be trained with num_minibatches "
+            f"{config.num_minibatches}. Set smaller hidden_sizes, a shorter rollout_length or more "
+            "num_minibatches."
+        )
+    settings = setup.settings.replace(num_envs=groups * size)
+    return prepare(setup.system, settings, setup.loaded)
+
+
+class Program:
+    """A compiled program under way.
+
+    Args:
+        compiled: see `compile_program`.
+        state: where it begins, on one device; given up.
+    """
+
+    def __init__(self, compiled: Compiled, state: TrainState) -> None:
+        self._compiled, self._mesh = compiled, compiled.mesh
+        self._arguments, self._state = _arguments(compiled.setup), state
+        if (mesh := compiled.mesh) is not None:
+            self._arguments = jax.tree.map(partial(_put, place=everywhere(mesh)), self._arguments)
+            plain = cluster.arrays(to_host(state)) if cluster.several() else to_host(state)
+            split = jax.tree.map(_put, plain, places(plain, mesh))
+            self._state = split.replace(key=jax.random.wrap_key_data(split.key))
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # else it may be in the middle of a program
+            cluster.lead(cluster.END)
+            cluster.leave()
+
+    def run(self, count: int) -> Metrics:
+        """Run iterations; return their metrics on the host, see `learner.train`."""
+        cluster.lead(count)
+        iterations: Any = jnp.int32(count)
+        if self._mesh is not None:
+            iterations = _put(np.int32(count), everywhere(self._mesh))
+        self._state, metrics = self._compiled.program(self._state, iterations, *self._arguments)
+        found: Metrics = jax.device_get(metrics)
+        return found
+
+    def state(self) -> TrainState:
+        """Return the state on one device."""
+        if self._mesh is None:
+            return self._state
+        cluster.lead(cluster.GATHER)
+        whole = jax.jit(lambda x: x, out_shardings=everywhere(self._mesh))(self._state)
+        return from_host(to_host(whole))
+
+    def follow(self) -> None:
+        """Do what the leading process says until it says that this is the end."""
+        while told := cluster.wait():
+            if told == cluster.GATHER:
+                self.state()
+            else:
+                self.run(told)
+
+
+def mesh_of(config: Config) -> Mesh | None:
+    """Return the devices that share the environments; None for one.
+
+    Raises:
+        UserError: several processes whose devices cannot have equal shares.
+    """
+    devices = jax.devices()
+    count = math.gcd(config.groups, len(devices))
+    if count < len(devices):
+        size = config.num_envs // config.groups
+        parted = f"num_envs {config.num_envs} is no multiple of {size} x {len(devices)}"
+        if cluster.several():
+            raise UserError(f"{len(devices)} devices cannot have equal shares: {parted}.")
+        say(f"warning: {count} of {len(devices)} devices are used: {parted}")
+    return Mesh(np.array(devices[:count]), (AXIS,)) if count > 1 else None
+
+
+def _arguments(setup: Setup) -> Any:
+    """Return what the program takes beside state and iterations."""
+    return setup.market, setup.params, setup.hyper, setup.segments
+
+
+def _placed_shape(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _put(value: Any, place: Any) -> jax.Array:
+    """Return what every process has alike as one array over the devices of all of them."""
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
