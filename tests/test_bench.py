@@ -74,8 +74,14 @@ def test_a_loop_without_a_bound_counts_once_and_a_branch_not_at_all():
     assert branch == (0, 0)
 
 
-@pytest.mark.parametrize("critic", ["central", "local"])
-@pytest.mark.parametrize("full", [False, True], ids=["small", "full"])
+REST = pytest.mark.slow  # tracing takes two seconds each, and these differ in little
+CASES = [
+    *(("central", True), ("local", False)),
+    *(pytest.param(*case, marks=REST) for case in [("central", False), ("local", True)]),
+]
+
+
+@pytest.mark.parametrize(("critic", "full"), CASES)
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=list(SYSTEMS))
 def test_hand_and_compiler_agree(system, full, critic):
     names = ("hidden_sizes", "layer_norm", "num_epochs")
