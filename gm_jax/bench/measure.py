@@ -172,6 +172,8 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
