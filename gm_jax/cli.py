@@ -179,7 +179,7 @@ def _export(arguments: argparse.Namespace) -> Result:
 
 
 def _bench(arguments: argparse.Namespace) -> Result:
-    from gm_jax import bench
+    from gm_jax.bench import measure
 
     if not arguments.seconds > 0:
         raise UserError(f"--seconds is {arguments.seconds}, expected a number above 0.")
@@ -187,8 +187,10 @@ def _bench(arguments: argparse.Namespace) -> Result:
     settings = settings_of(arguments, system)
     if arguments.num_envs is not None:
         settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
-    result = bench.bench(system, settings, arguments.seconds)
-    show(arguments, (f"{name:<34}{_figure(value)}" for name, value in result.items()))
+    result = measure.bench(
+        system, settings, arguments.seconds, compare=arguments.compare, memory=arguments.memory
+    )
+    show(arguments, measure.lines(result))
     return FINE, result
 
 
@@ -198,12 +200,6 @@ def _doctor(arguments: argparse.Namespace) -> Result:
     report = doctor.examine()
     show(arguments, doctor.lines(report))
     return FINE if report["ok"] else FAILURE, report
-
-
-def _figure(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
 
 
 def _parser() -> _Parser:
@@ -259,6 +255,8 @@ def _parser() -> _Parser:
     bench.add_argument("system", metavar="SYSTEM")
     bench.add_argument("--num-envs", metavar="N")
     bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
+    bench.add_argument("--compare", action="store_true", help="with a PyTorch loop, in turn")
+    bench.add_argument("--memory", action="store_true", help="at N/4, N and 4 N environments too")
     bench.set_defaults(preset=None, seed=None, walk_forward=None, null=None)
     settings_flags(bench)
 

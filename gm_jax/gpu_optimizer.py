@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from gm_jax import batch_trials, bench
+from gm_jax import batch_trials
+from gm_jax.bench import flops
 from gm_jax.report import figures, plots
 from gm_jax.run import memory
 from gm_jax.trainer.data import size_class
@@ -145,7 +146,7 @@ def profile_model(trainer: MAPPOTrainer) -> dict[str, Any]:
     engine = trainer.engine
     with engine.placed():
         setup = engine.setup or batch_trials.stand_in(engine.system, engine.settings)
-        state = bench.abstract_state(setup)
+        state = flops.abstract_state(setup)
     nets = {"actor": state.networks.actor, "critic": state.networks.critic}
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in nets.items()
@@ -156,6 +157,6 @@ def profile_model(trainer: MAPPOTrainer) -> dict[str, Any]:
         **{f"{name}_parameters": count for name, count in counts.items()},
         "parameter_bytes": 4 * sum(counts.values()),
         "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(sized)),
-        "flops_per_forward": sum(2 * bench.weights(params) for params in nets.values()),
-        "flops_per_env_step": bench.flops_per_env_step(setup),
+        "flops_per_forward": sum(2 * flops.weights(params) for params in nets.values()),
+        "flops_per_env_step": flops.flops_per_env_step(setup),
     }

@@ -255,8 +255,10 @@ def test_profile_counts_networks_by_hand():
     assert found["parameters"] == sum(weights) + sum(biases)
     assert found["parameter_bytes"] == 4 * found["parameters"]
     assert found["flops_per_forward"] == 2 * sum(weights)
-    # acting, two values, and three times as much in each of two epochs
-    assert found["flops_per_env_step"] == 2 * (7 * weights[0] + 8 * weights[1])
+    # acting, two values, and three times as much in each of two epochs, where the first layers
+    # need no gradient of what they see
+    first = 3 * 7 * 16 + 12 * 16
+    assert found["flops_per_env_step"] == 2 * (7 * weights[0] + 8 * weights[1]) - 2 * 2 * first
     # networks, those that were best, two moments of Adam
     assert found["state_bytes"] > 4 * found["parameter_bytes"]
 

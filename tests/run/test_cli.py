@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,12 +16,6 @@ from gm_jax.run import results
 TINY = [
     *("--set", "hidden_sizes=[16,16]", "--set", "num_envs=8", "--set", "episode_length=100"),
     *("--set", "rollout_length=50", "--set", "num_episodes=2", "--set", "num_minibatches=2"),
-]
-BENCH_KEYS = [
-    *("system", "env_steps_per_second", "env_only_steps_per_second", "compile_seconds"),
-    *("warm_start_seconds", "flops_per_env_step", "model_flops_per_second"),
-    *("matmul_ceiling_flops_per_second", "model_flops_utilisation", "peak_memory_bytes"),
-    *("num_envs", "hidden_sizes", "precision", "device"),
 ]
 
 
@@ -171,21 +164,6 @@ def test_resume_takes_no_other_settings(capsys, trained):
         capsys, "train", "tactical", "--resume", trained, "--set", "num_episodes=4", "--json"
     )
     assert (status, json.loads(out)["env_steps"]) == (0, 4 * 100 * 8)
-
-
-def test_bench_measures_shares(capsys):
-    status, out, _ = run(
-        capsys, "bench", "tactical", "--num-envs", 8, "--seconds", 1, "--json", *TINY
-    )
-    result = json.loads(out)
-    assert status == 0
-    assert list(result) == BENCH_KEYS
-    # by hand: actors 7·16 + 16·16 + 16·5, critic 12·16 + 16·16 + 16·3, two FLOPs each
-    actors, critic = 3 * 2 * (112 + 256 + 80), 2 * (192 + 256 + 48)
-    assert result["flops_per_env_step"] == actors * (1 + 3 * 4) + critic * (2 + 3 * 4)
-    share = result["model_flops_per_second"] / result["matmul_ceiling_flops_per_second"]
-    assert result["model_flops_utilisation"] == pytest.approx(share)
-    assert all(np.isfinite(v) and v > 0 for v in result.values() if isinstance(v, float))
 
 
 def test_a_ledger_never_replaces_the_bars(capsys, trained, tmp_path):

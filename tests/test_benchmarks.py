@@ -1,0 +1,76 @@
+"""The scripts of `benchmarks/`: their commands are valid, their page shows their records."""
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from gm_jax import cli, config
+from gm_jax.cli_base import settings_of, system_named
+
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def run():
+    spec = importlib.util.spec_from_file_location("run", FOLDER / "run.py")
+    module = sys.modules["run"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["run"]
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+def test_every_row_is_a_command(run, where):
+    rows = run.TABLES[where]()
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        arguments = cli._parser().parse_args(shlex.split(row.command))
+        settings = settings_of(arguments, system_named(arguments.system))
+        if getattr(arguments, "num_envs", None):
+            settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
+        assert f"{settings.num_envs}" in row.name
+        rows_at_once = settings.num_envs * settings.rollout_length / settings.num_minibatches
+        assert rows_at_once <= run.ROWS_AT_ONCE
+
+
+def test_the_page_shows_the_records(run):
+    page = run.README.read_text(encoding="utf-8")
+    for name, rows in run.TABLES.items():
+        assert run.replaced(page, name, run.table(rows(), run.records())) == page
+
+
+def test_cells_are_those_of_the_headings(run):
+    bench = {
+        **{"env_steps_per_second": 8_900.4, "env_steps_per_second_spread": [8_000.0, 9_000.0]},
+        **{"model_flops_utilisation": 0.63, "model_flops_utilisation_spread": [0.6, 0.66]},
+        **{"env_only_steps_per_second": 2e6, "env_only_steps_per_second_spread": [1e6, 3e6]},
+        **{"compile_seconds": 12.04, "warm_start_seconds": 2.1, "program_memory_bytes": 2**25},
+    }
+    whole = {"env_steps_per_second": 1e6, "wall_seconds": 250.0, "compile_seconds": 30.0}
+    stamp = {"date": "2026-11-24", "commit": "abc", "hardware": "a machine", "jax": "0.10"}
+    for figures in (bench, whole):
+        found = run.cells(stamp | {"figures": figures})
+        assert len(found) == len(run.HEADINGS)
+        assert found[-1] == "2026-11-24, abc, a machine, jax 0.10"
+    assert run.cells(stamp | {"figures": whole})[0] == "1,000,000, 250 s in all"
+    assert run.cells(stamp | {"figures": bench})[:6] == [
+        "8,900 (8,000 to 9,000)",
+        "0.63 (0.60 to 0.66)",
+        "2,000,000 (1,000,000 to 3,000,000)",
+        *("12.0", "2.1", "32"),
+    ]
+    assert run.cells(None) == ["not measured", *[""] * 8]
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_estimate(run):
+    spec = importlib.util.spec_from_file_location("roofline", FOLDER / "roofline.py")
+    roofline = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(roofline)
+    works = [roofline.work_of(s, p) for s in roofline.SYSTEMS for p in roofline.PEAK]
+    page = run.README.read_text(encoding="utf-8")
+    assert run.replaced(page, "roofline", roofline.table(works)) == page
