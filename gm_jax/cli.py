@@ -30,7 +30,7 @@ from gm_jax.cli_base import (
     source_of,
     system_named,
 )
-from gm_jax.errors import NotFiniteError, UserError
+from gm_jax.errors import LostProcessError, NotFiniteError, UserError
 from gm_jax.run.signals import handled, interrupt
 
 
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"gm-jax: {error}", file=sys.stderr)
         return MISTAKE
+    except LostProcessError as error:
+        print(f"gm-jax: {error}", file=sys.stderr)
+        return FAILURE
     except KeyboardInterrupt as error:
         print(f"gm-jax: interrupted by {str(error) or signal.SIGINT.name}", file=sys.stderr)
         return INTERRUPTED
@@ -72,8 +75,10 @@ def console() -> NoReturn:
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if status == INTERRUPTED:
-        os._exit(status)  # a device program may still run; tearing Python down under it can crash
+    if status in (INTERRUPTED, FAILURE):
+        # a device program may still run, and tearing Python down under it can crash; or JAX would
+        # wait for a process that is gone
+        os._exit(status)
     raise SystemExit(status)
 
 

@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class NotFiniteError(Exception):
     """A reward, a loss or the networks became NaN or infinite."""
+
+
+class LostProcessError(Exception):
+    """Another process of the same training is gone."""

@@ -7,13 +7,15 @@ same package and, with `--data`, the same file.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gm_jax.errors import UserError
+from gm_jax.errors import LostProcessError, UserError
 
 
 END, GATHER = 0, -1  # commands beside a number of iterations
@@ -69,7 +71,24 @@ def message(content: Any = None) -> Any:
 
 def arrays(tree: Any) -> Any:
     """Return the leader's arrays in every process; what the others give says only the shapes."""
-    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+    with unbroken():
+        return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Say what has happened where something is computed together with a process that is gone.
+
+    Raises:
+        LostProcessError: instead of what JAX raises.
+    """
+    try:
+        yield
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if not several():
+            raise
+        reason = str(error).splitlines()[0]
+        raise LostProcessError(f"Another process of this training is gone ({reason}).") from error
 
 
 def leave() -> None:

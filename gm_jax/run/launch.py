@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gm_jax.errors import UserError
+from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.sharding import AXIS, everywhere, from_host, places, to_host
 from gm_jax.mappo.types import Config, Metrics, TrainState
@@ -132,7 +132,7 @@ class Program:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Exception):  # else it may be in the middle of a program
+        if kind is None or issubclass(kind, (UserError, NotFiniteError)):
             cluster.lead(cluster.END)
             cluster.leave()
 
@@ -142,8 +142,10 @@ class Program:
         iterations: Any = jnp.int32(count)
         if self._mesh is not None:
             iterations = _put(np.int32(count), everywhere(self._mesh))
-        self._state, metrics = self._compiled.program(self._state, iterations, *self._arguments)
-        found: Metrics = jax.device_get(metrics)
+        with cluster.unbroken():
+            state, metrics = self._compiled.program(self._state, iterations, *self._arguments)
+            found: Metrics = jax.device_get(metrics)
+        self._state = state
         return found
 
     def state(self) -> TrainState:
@@ -151,8 +153,9 @@ class Program:
         if self._mesh is None:
             return self._state
         cluster.lead(cluster.GATHER)
-        whole = jax.jit(lambda x: x, out_shardings=everywhere(self._mesh))(self._state)
-        return from_host(to_host(whole))
+        with cluster.unbroken():
+            whole = jax.jit(lambda x: x, out_shardings=everywhere(self._mesh))(self._state)
+            return from_host(to_host(whole))
 
     def follow(self) -> None:
         """Do what the leading process says until it says that this is the end."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 
 from gm_jax.config import change
-from gm_jax.errors import UserError
+from gm_jax.errors import LostProcessError, UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
@@ -144,7 +144,7 @@ def keeping(run: _Kept) -> Iterator[None]:
     except WriteError as error:
         run.directory.clean()
         raise UserError(f"{error} {run.kept()}") from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LostProcessError):
         say(run.kept())
         raise
 
