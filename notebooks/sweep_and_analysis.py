@@ -135,7 +135,8 @@ if summary["best_run"] is None:
 #
 # Ranked by the mean score on validation over the seeds; test is told beside it and chose nothing.
 # Look at the spread before the order: where seeds of one setting differ more than settings do, the
-# ranking is noise, and more seeds are worth more than more settings.
+# ranking is noise, and more seeds are worth more than more settings. A Sharpe ratio is the mean of
+# the seeds that traded; n/a says that none did.
 
 # %%
 import pandas as pd

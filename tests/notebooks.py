@@ -85,8 +85,11 @@ def text(notebook):
 def small(picture):
     """Return a picture, PNG in base 64, in 128 colours: a third of its size, and looks the same."""
     content = BytesIO()
-    found = Image.open(BytesIO(b64decode(picture))).convert("RGB")
-    found.quantize(128, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    found = Image.open(BytesIO(b64decode(picture)))
+    if found.mode == "P":
+        return picture
+    few = found.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    few.save(content, "PNG", optimize=True)
     return b64encode(content.getvalue()).decode()
 
 
