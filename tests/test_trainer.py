@@ -773,6 +773,44 @@ def test_an_export_that_fails_leaves_the_one_before(trained, tmp_path, unreporte
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
+def test_a_training_that_was_cut_off_is_found_and_goes_on(df, tmp_path, unreported, capsys):
+    runs = tmp_path / "runs"
+    assert gm_jax.TacticalMAPPOTrainer.unfinished_run(runs) is None  # no such folder
+    whole, cut = tiny(), tiny()
+    for _ in range(4):
+        whole.train_episode(data=df)
+    for name in ("early", "late", "late"):
+        cut.train_episode(data=df)
+        cut.save_progress(runs / name)
+    assert not (runs / "late" / "validation_results.json").exists()
+    assert not list(runs.glob("**/*.pth"))
+    assert gm_jax.StrategicMAPPOTrainer.unfinished_run(runs) is None
+    os.rename(runs / "late", runs / f".late.old{files.PART}")  # cut off while it was saved
+    found = gm_jax.TacticalMAPPOTrainer.unfinished_run(runs)
+    assert found == runs / "late"
+
+    taken_up = gm_jax.TacticalMAPPOTrainer()
+    taken_up.load_checkpoint(found)
+    assert len(taken_up.history) == 3
+    taken_up.train_episode()
+    assert_same(taken_up.engine, whole.engine)
+
+    def reported(name, iterations):
+        (runs / name / "validation_results.json").write_text(json.dumps({"iterations": iterations}))
+
+    reported("late", 3)  # a look at it half-way
+    assert gm_jax.TacticalMAPPOTrainer.unfinished_run(runs) == found
+    reported("late", 4)
+    assert gm_jax.TacticalMAPPOTrainer.unfinished_run(runs) == runs / "early"
+    config = runs / "early" / "model_config.json"
+    config.write_text(config.read_text().replace('"trainer"', '"by_hand"'))
+    assert gm_jax.TacticalMAPPOTrainer.unfinished_run(runs) is None
+    capsys.readouterr()
+    config.write_text("{")
+    assert gm_jax.TacticalMAPPOTrainer.unfinished_run(runs) is None
+    assert "early is left out" in capsys.readouterr().err
+
+
 def test_frames_of_every_kind_survive_in_a_run_directory(df, tmp_path):
     stamps = pd.to_datetime(df["Date"])
     values = df.drop(columns="Date")

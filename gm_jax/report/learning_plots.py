@@ -50,8 +50,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str) -> Figure:
         if key == "selection_score" and curves:
             _mark_best(axis, *curves[key])
         _bound(axis, key, [y for _, y in curves.values()])
-        if key in ("reward", "terms") and curves:
-            axis.legend(frameon=False, fontsize=8)
+        if key in ("reward", "terms") and curves:  # readable where it has to lie on a curve
+            axis.legend(framealpha=0.85, edgecolor="none", fontsize=8)
     return figure
 
 

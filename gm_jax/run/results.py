@@ -171,6 +171,12 @@ def stored(directory: RunDirectory, split: str, figure: str) -> Any:
     return _stored(directory).get("splits", {}).get(split, {}).get(figure)
 
 
+def stored_iterations(directory: RunDirectory) -> int | None:
+    """Return after how many iterations a run was last reported on; None if it never was."""
+    found: int | None = _stored(directory).get("iterations")
+    return found
+
+
 def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
     """Return the report of the walk-forward, of an earlier try if that was whole."""
     path = directory.path / "walk_forward.json"

@@ -21,13 +21,16 @@ from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import LOCK, PART, RunDirectory, write_whole, writing
 from gm_jax.run.progress import say
 from gm_jax.run.record import BARS, model_config, reopen
+from gm_jax.run.results import stored_iterations
 from gm_jax.run.setup import Setup
 from gm_jax.run.source import load
+from gm_jax.systems import System
 from gm_jax.trainer.data import Dataset
 from gm_jax.trainer.engine import Engine
 
 
 TRAINER = "trainer"  # in model_config.json: which trainer wrote it
+OLD = f".old{PART}"  # ends the name of a run that is being replaced
 
 
 def save_checkpoint(engine: Engine, path: Path, file: dict[str, Any] | None) -> None:
@@ -106,18 +109,26 @@ def load_run(engine: Engine, path: Path) -> None:
 def save_run(engine: Engine, path: Path) -> dict[str, Any]:
     """Write a run directory, evaluate it and export its networks; return the summary.
 
-    It is made beside its place and moved there whole; evaluation and export follow in place.
+    Raises:
+        UserError: see `save_progress`.
+    """
+    setup = save_progress(engine, path)
+    return _finished(engine, setup, engine.trained()[1], path)
+
+
+def save_progress(engine: Engine, path: Path) -> Setup:
+    """Write what a run is taken up from; it is made beside its place and moved there whole.
+
+    Returns:
+        The setup as it is at `path`.
 
     Raises:
         UserError: nothing trained, something else in the folder, or not writable.
     """
     setup, state = engine.trained()
-    assert engine.dataset is not None
     setup = replace(setup, settings=setup.settings.replace(num_episodes=engine.planned))
-    whole = path.absolute()
-    part, old = (whole.with_name(f".{whole.name}{x}") for x in (PART, f".old{PART}"))
-    if old.exists() and not path.exists():  # killed between the two renames
-        os.replace(old, path)
+    part, old = (_beside(path, x) for x in (PART, OLD))
+    _put_back(path)
     before = _replaceable(path, engine.identity)
     try:
         with writing(part):
@@ -133,7 +144,44 @@ def save_run(engine: Engine, path: Path) -> dict[str, Any]:
         shutil.rmtree(part, ignore_errors=True)
         if before is not None:
             before.release()
-    return _finished(engine, setup, state, path)
+    return setup
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Return where a run directory lies while it is replaced."""
+    whole = path.absolute()
+    return whole.with_name(f".{whole.name}{ending}")
+
+
+def _put_back(path: Path) -> None:
+    """Put a run back that lies beside its place: its replacement was cut off at the last step."""
+    old = _beside(path, OLD)
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+
+
+def unfinished(system: System, folder: Path) -> Path | None:
+    """Return the newest run of a trainer that has no report of its planned end.
+
+    Args:
+        system: whose run; others are left out, as are those of `gm-jax train`.
+        folder: that the run directories lie in; it need not exist.
+    """
+    for old in folder.glob(f".*{OLD}"):
+        _put_back(old.with_name(old.name[1:].removesuffix(OLD)))
+    found = []
+    for file in folder.glob("[!.]*/model_config.json"):
+        directory = RunDirectory(file.parent)
+        try:
+            config = directory.config()
+        except UserError as error:
+            say(f"warning: {file.parent} is left out: {error}")
+            continue
+        done = stored_iterations(directory)
+        mine = TRAINER in config and config["system"] == system.name
+        if mine and (done is None or done < config["settings"]["num_episodes"]):
+            found.append(file)
+    return max(found, key=lambda file: file.stat().st_mtime_ns).parent if found else None
 
 
 def _replaceable(path: Path, identity: str) -> RunDirectory | None:

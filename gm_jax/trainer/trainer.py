@@ -267,6 +267,30 @@ class MAPPOTrainer(Learnt):
             else:
                 self._file = files.load_file(self.engine, path)
 
+    def save_progress(self, path: str | Path) -> None:
+        """Write a run directory without report and export, to go on from after a cut-off.
+
+        It takes a moment where `save_run` takes seconds to minutes; `load_checkpoint(path)` or
+        `gm-jax train --resume` goes on bit for bit. What it replaces is as of `save_run`.
+
+        Raises:
+            UserError: see `save_run`.
+        """
+        with self.engine.placed():
+            files.save_progress(self.engine, Path(path))
+
+    @classmethod
+    def unfinished_run(cls, folder: str | Path) -> Path | None:
+        """Return the newest run in a folder that was cut off before its planned end; None if none.
+
+        Runs that a trainer wrote are looked at, by `save_progress` or `save_run`; one of `gm-jax
+        train` goes on there.
+
+        Args:
+            folder: that the run directories lie in; it need not exist.
+        """
+        return files.unfinished(cls.system, Path(folder))
+
     def save_run(self, path: str | Path) -> dict[str, Any]:
         """Write a whole run directory with report, plots and, with PyTorch, export package.
 
