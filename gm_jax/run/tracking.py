@@ -136,7 +136,7 @@ def begin(directory: RunDirectory, setup: Setup, wanted: Wanted) -> Trackers:
         wanted: beside what `RECORD` names.
 
     Raises:
-        WriteError: `RECORD` cannot be written.
+        UserError: `RECORD` is not what this writes, or cannot be written.
     """
     trackers, before = Trackers(directory), _recorded(directory)
     wanted = _joined(wanted, before)
