@@ -35,6 +35,7 @@ from gm_jax.run.signals import handled, interrupt
 
 
 if TYPE_CHECKING:
+    from gm_jax.run.tracking import Wanted
     from gm_jax.run.training import Run
     from gm_jax.systems import System
 
@@ -84,14 +85,16 @@ def console() -> NoReturn:
 
 def _train(arguments: argparse.Namespace) -> Result:
     from gm_jax.market.synthetic import describe
-    from gm_jax.run import training
+    from gm_jax.run import tracking, training
     from gm_jax.run.progress import say
 
     system = system_named(arguments.system)
     if not _leads(arguments):
         return FINE, None
+    wanted = tracking.Wanted(arguments.tensorboard, arguments.wandb)
+    tracking.require(wanted)
     if arguments.resume:
-        run = _resume(arguments, system)
+        run = _resume(arguments, system, wanted)
     else:
         settings = settings_of(arguments, system)
         source = source_of(arguments, settings.seed)
@@ -102,7 +105,7 @@ def _train(arguments: argparse.Namespace) -> Result:
             )
         if source.market:
             say(describe(source.market).splitlines()[0])
-        run = training.start(system, settings, source, arguments.out)
+        run = training.start(system, settings, source, arguments.out, wanted)
     try:
         summary = training.train(run)
     except NotFiniteError as error:
@@ -128,7 +131,7 @@ def _leads(arguments: argparse.Namespace) -> bool:
     return not cluster.follows()
 
 
-def _resume(arguments: argparse.Namespace, system: System) -> Run:
+def _resume(arguments: argparse.Namespace, system: System, wanted: Wanted) -> Run:
     from gm_jax.run import training
     from gm_jax.run.checkpoint import CHANGEABLE
 
@@ -141,7 +144,7 @@ def _resume(arguments: argparse.Namespace, system: System) -> Run:
             f"--resume goes on with the run's own settings; {given[0]} cannot be changed "
             f"(only {', '.join(CHANGEABLE)} can, by --set)."
         )
-    return training.resume(arguments.resume, system, changes)
+    return training.resume(arguments.resume, system, changes, wanted)
 
 
 def _evaluate(arguments: argparse.Namespace) -> Result:
@@ -236,6 +239,10 @@ def _parser() -> _Parser:
     train.add_argument("--process", type=int, metavar="I", help="number of this one, from 0")
     train.add_argument("--walk-forward", metavar="K", help="test on K folds, each after its past")
     train.add_argument("--null", metavar="N", help="train on N copies without direction as well")
+    train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard as well")
+    train.add_argument(
+        "--wandb", nargs="?", const="", metavar="PROJECT", help="log to Weights & Biases as well"
+    )
     settings_flags(train)
     csv_flags(train)
 

@@ -18,7 +18,7 @@ from gm_jax.errors import LostProcessError, UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
-from gm_jax.run import launch, pace
+from gm_jax.run import launch, pace, tracking
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory, WriteError, begun, writing
 from gm_jax.run.launch import Compiled, Program
@@ -31,8 +31,12 @@ from gm_jax.run.results import analyse, write_results
 from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.signals import first_is_a_wish
 from gm_jax.run.source import Source
+from gm_jax.run.tracking import Trackers, Wanted
 from gm_jax.settings import Settings
 from gm_jax.systems import System
+
+
+UNTRACKED = Wanted()
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Run:
     interrupted: bool = False
     pbo: Mapping[str, float | None] = field(default_factory=dict)  # see `results.write_results`
     compiled: Compiled | None = None  # None: that is yet to be done
+    trackers: Trackers = field(default_factory=Trackers)
 
     def kept(self) -> str:
         """Say what a run that ends here has kept."""
@@ -60,11 +65,18 @@ class Run:
 
     def close(self) -> None:
         """Let go of the directory."""
+        self.trackers.close()
         self.checkpoints.close()
         self.directory.release()
 
 
-def start(system: System, settings: Settings, source: Source, out: Path | None) -> Run:
+def start(
+    system: System,
+    settings: Settings,
+    source: Source,
+    out: Path | None,
+    wanted: Wanted = UNTRACKED,
+) -> Run:
     """Prepare a new run and its directory."""
     loaded = load_all(source, settings, system.minutes)
     setup = prepare(system, settings, loaded)
@@ -78,11 +90,15 @@ def start(system: System, settings: Settings, source: Source, out: Path | None) 
         checkpoints = Checkpoints(directory.checkpoints)
         checkpoints.save(setup, state)
         directory.write("model_config.json", model_config(setup, source))
-    return Run(directory, setup, state, checkpoints, compiled=compiled)
+        trackers = tracking.begin(directory, setup, wanted)
+    return Run(directory, setup, state, checkpoints, trackers=trackers, compiled=compiled)
 
 
 def resume(
-    path: Path, system: System | None = None, changes: Mapping[str, Any] | None = None
+    path: Path,
+    system: System | None = None,
+    changes: Mapping[str, Any] | None = None,
+    wanted: Wanted = UNTRACKED,
 ) -> Run:
     """Take up a run where its newest checkpoint left it.
 
@@ -90,6 +106,7 @@ def resume(
         path: the run directory.
         system: what the run is expected to be of.
         changes: new values of `CHANGEABLE` settings; a length not shorter than what is done.
+        wanted: trackers beside those that the run had.
 
     Raises:
         UserError: no run, another system, other data, a checkpoint that does not fit, too short.
@@ -97,13 +114,15 @@ def resume(
     directory = RunDirectory.open(path)
     try:
         directory.lock()
-        return _take_up(directory, system, changes or {})
+        return _take_up(directory, system, changes or {}, wanted)
     except BaseException:
         directory.release()
         raise
 
 
-def _take_up(directory: RunDirectory, system: System | None, changes: Mapping[str, Any]) -> Run:
+def _take_up(
+    directory: RunDirectory, system: System | None, changes: Mapping[str, Any], wanted: Wanted
+) -> Run:
     path = directory.path
     setup, source = reopen(directory)
     if system not in (None, setup.system):
@@ -116,14 +135,15 @@ def _take_up(directory: RunDirectory, system: System | None, changes: Mapping[st
     run = Run(directory, setup, checkpoints.restore(setup), checkpoints)
     done = int(run.state.iteration)
     if done > setup.settings.num_episodes:
-        wanted = setup.settings.num_episodes
-        raise UserError(f"{path} has already done {done} iterations, more than {wanted}.")
+        planned = setup.settings.num_episodes
+        raise UserError(f"{path} has already done {done} iterations, more than {planned}.")
     directory.history()  # readable, before anything is written
     with keeping(run), writing(path):
         directory.clean()
         checkpoints.cut(done)
         directory.write("model_config.json", model_config(setup, source))
         directory.cut_metrics(done)
+        run.trackers = tracking.begin(directory, setup, wanted)
     return run
 
 
@@ -191,6 +211,7 @@ def _iterate(run: Run) -> None:
             run.directory.append_metrics(rows)
             kept = f"is kept in {run.checkpoints.directory}"
             require_finite(rows, f"of iteration {run.checkpoints.newest}, {kept}")
+            run.trackers.log(rows)
             run.train_seconds += seconds
             run.trained_steps += count * setup.episode_length * setup.config.num_envs
             done += count
@@ -219,6 +240,7 @@ def finish(run: Run, began: float) -> dict[str, Any]:
             except StoppedEarlyError:
                 run.interrupted = True
                 say(run.kept())
+        run.trackers.report(summary["env_steps"], found)
         _export(run)
     return summary
 

@@ -1,4 +1,4 @@
-"""The learning tables of README: full networks, eight seeds; an hour a system on two cores."""
+"""The tables of benchmarks/learning.md: full networks, eight seeds, two hours on two cores."""
 
 import json
 

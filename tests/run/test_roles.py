@@ -1,6 +1,6 @@
 """Roles earn their place: each agent's contribution on a world made for it, after training.
 
-One seed each, chosen for an early and clear answer; README tells how other seeds end.
+One seed each, chosen for an early and clear answer; benchmarks/learning.md tells of other seeds.
 """
 
 from types import ModuleType
