@@ -32,7 +32,7 @@ HALF = "XLA_PYTHON_CLIENT_MEM_FRACTION=.5"  # leaves PyTorch as much of a GPU's 
 COLD = "JAX_ENABLE_COMPILATION_CACHE=false"
 HEADINGS = (
     *("training steps/s", "share of ceiling", "environment-only steps/s", "compile s"),
-    *("from cache s", "program MiB", "PyTorch steps/s", "times PyTorch", "measured"),
+    *("from cache s", "program MiB", "PyTorch steps/s", "times PyTorch", "decision ms", "measured"),
 )
 
 
@@ -55,7 +55,7 @@ class Row:
 def cpu_rows() -> list[Row]:
     """Return what is measured on CPUs: one rollout a window where there are many environments."""
     sizes = {
-        64: "--compare",
+        64: "--compare --decision",
         128: "--set episode_length=125",
         512: "--set episode_length=125 --compare",
         4096: "--set episode_length=16 --set rollout_length=16 --set num_minibatches=16",
@@ -67,7 +67,7 @@ def cpu_rows() -> list[Row]:
             Row(f"tactical, {n}, {on}", f"bench tactical --num-envs {n} {flags}", cores)
             for n, flags in sizes.items()
         ]
-        flags = "--set episode_length=125 --compare"
+        flags = "--set episode_length=125 --compare --decision"
         rows.append(Row(f"strategic, 64, {on}", f"bench strategic --num-envs 64 {flags}", cores))
     return rows
 
@@ -154,7 +154,7 @@ def cells(record: dict[str, Any] | None) -> list[str]:
     megabytes = figures.get("program_memory_bytes")
     if "wall_seconds" in figures:  # a training run
         wall = f"{figures['env_steps_per_second']:,.0f}, {figures['wall_seconds']:,.0f} s in all"
-        found = [wall, "", "", f"{figures['compile_seconds']:.1f}", *[""] * 4]
+        found = [wall, "", "", f"{figures['compile_seconds']:.1f}", *[""] * 5]
     else:
         found = [
             spread(figures, "env_steps_per_second", ",.0f"),
@@ -165,6 +165,7 @@ def cells(record: dict[str, Any] | None) -> list[str]:
             f"{megabytes / 2**20:,.0f}",
             spread(figures, "pytorch_env_steps_per_second", ",.0f"),
             spread(figures, "speedup_over_pytorch", ".2f"),
+            latency(figures),
         ]
     stamp = f"{record['date']}, {record['commit']}, {record['hardware']}, jax {record['jax']}"
     return [*found, stamp]
@@ -176,6 +177,12 @@ def spread(figures: dict[str, Any], name: str, form: str) -> str:
         return ""
     least, most = figures[f"{name}_spread"]
     return f"{figures[name]:{form}} ({least:{form}} to {most:{form}})"
+
+
+def latency(figures: dict[str, Any]) -> str:
+    """Return the median and the 99th percentile of a decision; nothing where it was not timed."""
+    names = ("decision_p50_ms", "decision_p99_ms")
+    return ", ".join(f"{figures[name]:.2f}" for name in names if name in figures)
 
 
 def table(rows: list[Row], found: dict[str, dict[str, Any]]) -> str:

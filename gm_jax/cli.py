@@ -196,7 +196,12 @@ def _bench(arguments: argparse.Namespace) -> Result:
     if arguments.num_envs is not None:
         settings = config.change(settings, {"num_envs": arguments.num_envs}, "--num-envs")
     result = measure.bench(
-        system, settings, arguments.seconds, compare=arguments.compare, memory=arguments.memory
+        system,
+        settings,
+        arguments.seconds,
+        compare=arguments.compare,
+        memory=arguments.memory,
+        decision=arguments.decision,
     )
     show(arguments, measure.lines(result))
     return FINE, result
@@ -268,6 +273,7 @@ def _parser() -> _Parser:
     bench.add_argument("--num-envs", metavar="N")
     bench.add_argument("--seconds", type=float, default=30.0, metavar="S")
     bench.add_argument("--compare", action="store_true", help="with a PyTorch loop, in turn")
+    bench.add_argument("--decision", action="store_true", help="time the exported model too")
     bench.add_argument("--memory", action="store_true", help="at N/4, N and 4 N environments too")
     bench.set_defaults(preset=None, seed=None, walk_forward=None, null=None)
     settings_flags(bench)

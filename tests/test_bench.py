@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gm_jax import cli
-from gm_jax.bench import flops, hlo, measure, peer, programs
+from gm_jax.bench import flops, hlo, latency, measure, peer, programs
 from gm_jax.mappo import learner
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
@@ -185,6 +185,21 @@ def test_memory_grows_with_the_environments(capsys):
     sizes = result["memory_by_num_envs"]
     assert list(sizes) == ["2", "8", "32"]
     assert sizes["2"] < sizes["8"] == result["program_memory_bytes"] < sizes["32"]
+
+
+@pytest.mark.parametrize("system", ["tactical", "strategic"])
+def test_decisions_of_an_exported_model_are_timed(system):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    bars = {"market_bars": 4_000}
+    found = latency.decision_latency(setup_of(SYSTEMS[system], **bars))
+    assert 0.01 < found["decision_p50_ms"] <= found["decision_p99_ms"] < 1_000
+
+
+def test_percentiles_of_decisions():
+    assert latency.percentiles(range(1, 202)) == {
+        "decision_p50_ms": 101.0,
+        "decision_p99_ms": 199.0,
+    }
 
 
 def test_measured_iterations_do_not_validate_more_than_a_run_does():

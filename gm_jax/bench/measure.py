@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gm_jax.bench import programs
 from gm_jax.bench.flops import flops_per_env_step
+from gm_jax.bench.latency import decision_latency
 from gm_jax.bench.peer import pytorch
 from gm_jax.bench.programs import Training
 from gm_jax.mappo import learner
@@ -38,6 +39,7 @@ def bench(
     seconds: float,
     compare: bool = False,
     memory: bool = False,
+    decision: bool = False,
     repeats: int = REPEATS,
 ) -> dict[str, Any]:
     """Measure training, environment alone and the matmul ceiling in the same run.
@@ -48,6 +50,7 @@ def bench(
         seconds: about how long to measure, after compiling.
         compare: measure the PyTorch loop of `benchmarks/` in turn with the others.
         memory: compile for fewer and more environments too.
+        decision: time whole decisions of the exported model too, on one thread.
         repeats: of every part.
 
     Returns:
@@ -55,16 +58,17 @@ def bench(
         and most as `<name>_spread`.
 
     Raises:
-        UserError: nothing to compare with.
+        UserError: nothing to compare with, or no PyTorch to export for.
     """
     setup = endless(system, settings)
+    latency = decision_latency(setup) if decision else {}
     with pytorch(setup) if compare else nullcontext() as peer:
         training = programs.compile_training(setup)
         parts = _parts(setup, training)
         if peer is not None:
             parts["pytorch"] = peer
         rates = alternate(parts, repeats, seconds / (len(parts) * repeats))
-    result = _figures(setup, training, rates)
+    result = _figures(setup, training, rates) | latency
     if memory:
         sizes = programs.memory_by_num_envs(setup) | {str(settings.num_envs): training.memory}
         result["memory_by_num_envs"] = dict(sorted(sizes.items(), key=lambda x: int(x[0])))
