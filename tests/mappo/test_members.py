@@ -148,7 +148,9 @@ def assert_same(one, other):
 # one program for all
 
 
-@pytest.mark.parametrize("make", [pytest.param(folds, marks=pytest.mark.slow), worlds, numbers])
+@pytest.mark.parametrize(
+    "make", [*(pytest.param(x, marks=pytest.mark.slow) for x in (folds, worlds)), numbers]
+)
 def test_members_learn_as_if_alone(make):
     """Two updates and a validation: the same windows, actions and money, networks within 1e-5."""
     setups = make()

@@ -16,6 +16,7 @@ from gm_jax.run import results
 TINY = [
     *("--set", "hidden_sizes=[16,16]", "--set", "num_envs=8", "--set", "episode_length=100"),
     *("--set", "rollout_length=50", "--set", "num_episodes=2", "--set", "num_minibatches=2"),
+    *("--set", "num_epochs=2", "--set", "validate_every=2", "--set", "market_bars=6000"),
 ]
 
 
@@ -47,7 +48,15 @@ def test_train_prints_one_json_object(capsys, tmp_path):
     assert str(tmp_path / "r") in err
 
 
-@pytest.mark.parametrize("split", ["train", "validation", "test", "all", None])
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train",
+        "validation",
+        None,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("test", "all")),
+    ],
+)
 def test_evaluate_labels_what_is_in_sample(capsys, trained, split):
     flags = ["--split", split] if split else []
     status, out, _ = run(capsys, "evaluate", trained, "--json", *flags)

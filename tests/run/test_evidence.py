@@ -21,6 +21,7 @@ FULL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
+@pytest.mark.usefixtures("optimised")
 def test_full_networks_reach_the_oracle_on_planted(tmp_path, name):
     """Mean share of the oracle's after-cost test Sharpe over seeds of world and networks."""
     system, changes = FULL[name]

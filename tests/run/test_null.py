@@ -240,16 +240,19 @@ def in_haste(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_p_values_on_martingales_are_uniform(tmp_path, in_haste):
     uniform_unless_it_leaks(tmp_path, 20)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_p_values_on_long_martingales_are_uniform(tmp_path):
     """About five minutes on two cores."""
     uniform_unless_it_leaks(tmp_path, 100, market_bars=6_000, num_envs=16, num_episodes=8)
 
 
+@pytest.mark.usefixtures("optimised")
 def test_p_value_is_small_where_there_is_something_to_learn(tmp_path, in_haste):
     """On an easy planted market the team beats those of all nine copies: p = 1/10, five times."""
     home, _ = scored(tmp_path, 5, partial(world, "planted", kappa=0.6, num_episodes=20))

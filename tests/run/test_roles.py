@@ -87,6 +87,7 @@ def test_learns_to_buy_what_has_fallen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("market", WORLDS)
+@pytest.mark.usefixtures("optimised")
 def test_an_agent_contributes_on_the_world_made_for_it(market):
     agent, figure, seed, changes = WORLDS[market]
     setup, actor = trained(market, seed, changes)

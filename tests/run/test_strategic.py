@@ -115,6 +115,7 @@ def test_trains_on_real_bars_end_to_end(capsys, shared_data, tmp_path):
 # -- worlds with a known answer -----------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("optimised")
 def test_learns_the_planted_drift():
     """At least 75 % of the oracle's after-cost Sharpe out of sample, and both targets met."""
     setup = setup_of(Source(market="planted", seed=1), num_episodes=40)
@@ -131,6 +132,7 @@ def test_learns_the_planted_drift():
     assert last["sharpe_ratio"] == report["sharpe_ratio"]
 
 
+@pytest.mark.usefixtures("optimised")
 def test_stays_flat_where_nothing_can_be_earned():
     setup = setup_of(Source(market="martingale", seed=0), num_episodes=32)
     ledger = evaluation.team_ledger(setup, trained(setup), setup.split.test)
@@ -138,6 +140,7 @@ def test_stays_flat_where_nothing_can_be_earned():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_stance_tells_the_hidden_state_and_pays():
     """Falling markets are wilder: its sign is right nearly as often as the exact filter's."""
     setup = setup_of(Source(market="two_state", seed=1), reward_stance=10.0, num_episodes=50)
@@ -162,6 +165,7 @@ def stances(actions):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns():
     """Volatility triples for weeks: the cap follows it, the manager makes use of the cap."""
     money = {"point_value_usd": 2.0, "commission_usd": 0.75, "start_equity_usd": 50_000.0}

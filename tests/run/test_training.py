@@ -145,6 +145,7 @@ def splits_of(tmp_path, market, **changes):
     return json.loads((tmp_path / market / "validation_results.json").read_text())["splits"]
 
 
+@pytest.mark.usefixtures("optimised")
 def test_learns_the_planted_drift(tmp_path):
     """At least 75 % of the oracle's after-cost Sharpe out of sample, long-only."""
     splits = splits_of(tmp_path, "planted")
@@ -153,6 +154,7 @@ def test_learns_the_planted_drift(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_stays_flat_where_nothing_can_be_earned(tmp_path):
     """Mean absolute position under 5 % of the limit on a martingale."""
     splits = splits_of(tmp_path, "martingale")

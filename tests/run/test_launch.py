@@ -1,0 +1,197 @@
+"""One program on several devices, in several processes, and within the memory there is."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from gm_jax import cli
+from gm_jax.errors import UserError
+from gm_jax.mappo import learner
+from gm_jax.run import launch, memory
+from gm_jax.run.directory import RunDirectory
+from gm_jax.run.setup import prepare
+from gm_jax.run.source import Source, load
+from gm_jax.systems import TACTICAL
+
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    **{"hidden_sizes": (16, 16), "num_envs": 16, "episode_length": 100, "rollout_length": 50},
+    **{"num_minibatches": 4, "num_epochs": 1, "market_bars": 6_000, "validate_every": 2},
+}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+def setup_of(**changes):
+    settings = TACTICAL.settings.replace(**(TINY | changes))
+    return prepare(TACTICAL, settings, load(Source(market="planted"), settings, 5))
+
+
+# devices
+
+
+def test_eight_devices_learn_what_one_learns():
+    """From the same state and the same global batches; only gradients are added up."""
+    program = [sys.executable, "-m", "tests.run.eight_devices"]
+    done = subprocess.run(
+        program, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    assert found["largest"] < 1e-5
+    expected = {"devices": 8, "split_over": [8], "moved": [], "added_up": True}
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("envs", "rollout", "minibatches", "groups"),
+    [(64, 125, 4, 16), (64, 50, 2, 64), (6, 50, 4, 3), (1, 4, 2, 1), (4, 1, 4, 1)],
+)
+def test_groups_can_be_parted_into_minibatches(envs, rollout, minibatches, groups):
+    config = setup_of(
+        num_envs=envs,
+        rollout_length=rollout,
+        episode_length=rollout,
+        num_minibatches=minibatches,
+    ).config
+    assert config.groups == groups
+    assert envs % groups == 0
+    assert (envs // groups) * rollout % minibatches == 0
+
+
+def test_every_step_is_learnt_from_once_an_epoch():
+    setup = setup_of(num_epochs=1)
+    config, size = setup.config, 16 * 50
+    rows = np.arange(size).reshape(config.groups, -1)
+    order = jax.numpy.argsort(jax.random.bits(jax.random.key(0), rows.shape))
+    parts = order.reshape(config.groups, config.num_minibatches, -1).swapaxes(0, 1)
+    taken = [np.asarray(learner._take(rows, part)) for part in parts]
+    assert [len(part) for part in taken] == [size // 4] * 4
+    assert sorted(np.concatenate(taken)) == list(range(size))
+
+
+# memory
+
+
+def test_fewer_environments_where_the_memory_is_short(monkeypatch, capsys):
+    def compiled(setup):  # 16 environments need 18 MiB
+        return SimpleNamespace(setup=setup, bytes_needed=(2 + setup.config.num_envs) * 2**20)
+
+    room = {"free": 2**30}
+    monkeypatch.setattr(launch, "compile_program", compiled)
+    monkeypatch.setattr(memory, "device", lambda: room)
+    for free, envs in ((18 / launch.MEMORY_SHARE + 1, 16), (18, 8), (8, 4)):
+        room["free"] = int(free * 2**20)
+        found = launch.fitting_program(setup_of())
+        assert found.setup.settings.num_envs == found.setup.config.num_envs == envs
+        said = capsys.readouterr().err
+        assert f"memory: {envs} environments take 0.0 GiB of 0.0 GiB that are free" in said
+        assert ("fewer than the 16 asked for" in said) == (envs < 16)
+    room["free"] = 2**20
+    with pytest.raises(UserError, match=r"fewer cannot be trained.*Set smaller hidden_sizes"):
+        launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
+
+
+@pytest.mark.slow
+def test_memory_stays_flat():
+    setup = setup_of(num_episodes=10_000, episode_length=50, num_envs=4, validate_every=500)
+    state = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
+    program = launch.Program(launch.compile_program(setup), state)
+    used = []
+    for _ in range(100):
+        program.run(100)
+        used.append(memory.resident())
+    assert max(used[50:]) < 1.02 * max(used[10:50])
+
+
+# processes
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--processes", "2"],
+        ["--distributed", "--processes", "2", "--process", "0"],
+        ["--distributed", "host:1", "--processes", "2"],
+        ["--distributed", "host:1"],
+    ],
+)
+def test_incomplete_addresses_are_refused(flags, capsys):
+    assert cli.main(["train", "tactical", *flags]) == 2
+    assert "--distributed HOST:PORT" in capsys.readouterr().err
+
+
+def test_without_a_cluster_says_how():
+    done = start(["train", "tactical", "--distributed"])
+    said = done.communicate()[1]
+    assert done.returncode == 2
+    assert "Under Slurm start it with srun" in said
+
+
+def start(arguments):
+    """Start `gm-jax ARGUMENTS`, which saves after every launch of its program."""
+    code = (
+        "from gm_jax.run import pace; pace.SAVE_SECONDS = 0; from gm_jax import cli; cli.console()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, *processes):
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def test_two_processes_train_one_is_killed_and_one_goes_on(tmp_path, capfd):
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    sets = [f"--set={k}={str(v).replace('(', '[').replace(')', ']')}" for k, v in TINY.items()]
+    train = ["train", "tactical", "--out", str(out), *sets]
+    together = [*train, "--set=num_episodes=100000", "--distributed", address, "--processes", "2"]
+    leader, follower = (start([*together, "--process", str(i)]) for i in range(2))
+    try:
+        wait_for((out / "checkpoints" / "1").is_dir, leader, follower)
+        wait_for(lambda: len(RunDirectory(out).history()) > 1, leader, follower)
+        follower.send_signal(signal.SIGKILL)
+        said = leader.communicate(timeout=120)[1]
+    finally:
+        for process in (leader, follower):
+            process.kill()
+            process.communicate()
+    assert leader.returncode == 1
+    assert "Another process of this training is gone" in said
+    assert "is kept; go on with `gm-jax train tactical --resume" in said
+    assert "Traceback" not in said
+
+    together_first = RunDirectory(out).history()[0]
+    kept = max(int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdecimal())
+    resume = ["train", "tactical", "--resume", str(out), "--set", f"num_episodes={kept + 2}"]
+    assert cli.main(resume) == 0
+    history = RunDirectory(out).history()
+    assert [row["iteration"] for row in history] == list(range(1, kept + 3))
+
+    alone = tmp_path / "alone"
+    assert cli.main([*train[:2], "--out", str(alone), *sets, "--set=num_episodes=1"]) == 0
+    first = RunDirectory(alone).history()[0]
+    for name in ("reward", "critic_loss", "entropy"):
+        for agent, value in first[name].items():
+            assert together_first[name][agent] == pytest.approx(value, rel=1e-3, abs=1e-5)
