@@ -15,7 +15,7 @@ PACKAGE = ROOT / "gm_jax"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 TOP_LEVEL = (
-    *("gm_jax", "configs", "data", "tests", "exports"),
+    *("gm_jax", "configs", "data", "notebooks", "tests", "exports", "benchmarks/README.md"),
     *("pyproject.toml", "constraints.txt", ".ci/run", ".gitignore", ".pre-commit-config.yaml"),
     *("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"),
     *("data/README.md", "exports/README.md", "configs/training_config.yaml"),
