@@ -263,12 +263,13 @@ class Learner:
 
 def _choose_threads(learner: Learner, most: int) -> None:
     """Use the threads that are faster: one, or as many as there are cores."""
-    learner.update()  # what is slow at first is not counted
-    speed = {}
-    for threads in {1, most}:
-        torch.set_num_threads(threads)
-        speed[threads] = learner.rate(0)
-    torch.set_num_threads(max(speed, key=speed.__getitem__))
+    fastest = dict.fromkeys({1, most}, 0.0)
+    for _ in range(3):
+        for threads, rate in fastest.items():
+            torch.set_num_threads(threads)
+            learner.update()  # what is slow at first is not counted
+            fastest[threads] = max(rate, learner.rate(0))
+    torch.set_num_threads(max(fastest, key=fastest.__getitem__))
 
 
 def main() -> None:

@@ -103,6 +103,7 @@ def measure(row: Row, where: str) -> dict[str, Any] | None:
     if row.variable:
         name, value = row.variable.split("=")
         environment[name] = value
+    measured = commit()
     pin = partial(os.sched_setaffinity, 0, range(row.cores)) if row.cores else None
     done = subprocess.run(
         [sys.executable, "-m", "gm_jax", *shlex.split(row.command), "--json"],
@@ -115,12 +116,14 @@ def measure(row: Row, where: str) -> dict[str, Any] | None:
     if done.returncode:
         return None
     figures = json.loads(done.stdout)
+    if commit() != measured:
+        raise SystemExit(f"{row.shown}: the program changed from {measured} while it ran")
     if (where == "gpu") == (figures["device"] == "cpu"):
         raise SystemExit(f"{row.shown} ran on {figures['device']}, expected a {where}")
     return {
         "name": row.name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": commit(),
+        "commit": measured,
         "hardware": processor() if where == "cpu" else figures["device"],
         "jax": importlib.metadata.version("jax"),
         "command": row.shown,
@@ -131,7 +134,7 @@ def measure(row: Row, where: str) -> dict[str, Any] | None:
 def commit() -> str:
     """Return the commit that is measured, with a + where the program differs from it."""
     git = partial(subprocess.run, cwd=HERE.parent, stdout=subprocess.PIPE, text=True)
-    head = git(["git", "rev-parse", "--short", "HEAD"], check=True).stdout.strip()
+    head = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() or "unknown"
     differs = git(["git", "diff", "--quiet", "HEAD", "--", "gm_jax", "benchmarks/*.py"]).returncode
     return head + "+" * bool(differs)
 

@@ -84,15 +84,21 @@ def console() -> NoReturn:
 
 
 def _train(arguments: argparse.Namespace) -> Result:
-    from gm_jax.market.synthetic import describe
-    from gm_jax.run import tracking, training
-    from gm_jax.run.progress import say
+    from gm_jax.run import tracking
 
     system = system_named(arguments.system)
-    if not _leads(arguments):
-        return FINE, None
     wanted = tracking.Wanted(arguments.tensorboard, arguments.wandb)
     tracking.require(wanted)
+    if (arguments.distributed, arguments.processes, arguments.process) != (None, None, None):
+        return _together(arguments, system, wanted)
+    return _train_alone(arguments, system, wanted)
+
+
+def _train_alone(arguments: argparse.Namespace, system: System, wanted: Wanted) -> Result:
+    from gm_jax.market.synthetic import describe
+    from gm_jax.run import training
+    from gm_jax.run.progress import say
+
     if arguments.resume:
         run = _resume(arguments, system, wanted)
     else:
@@ -114,13 +120,11 @@ def _train(arguments: argparse.Namespace) -> Result:
     return INTERRUPTED if run.interrupted else FINE, summary
 
 
-def _leads(arguments: argparse.Namespace) -> bool:
-    """Join the other processes, if there are any; help the leading one to the end, or be it."""
+def _together(arguments: argparse.Namespace, system: System, wanted: Wanted) -> Result:
+    """Join the other processes; help the leading one to the end, or be it."""
     named = (arguments.processes, arguments.process)
     if arguments.distributed is None:
-        if named != (None, None):
-            raise UserError("--processes and --process belong to --distributed HOST:PORT.")
-        return True
+        raise UserError("--processes and --process belong to --distributed HOST:PORT.")
     if [x is None for x in named] != [not arguments.distributed] * 2:
         raise UserError("--distributed HOST:PORT needs --processes N and --process I.")
     from gm_jax.run import cluster, launch
@@ -128,7 +132,9 @@ def _leads(arguments: argparse.Namespace) -> bool:
     cluster.join(arguments.distributed or None, *named)
     if cluster.follows():
         launch.follow()
-    return not cluster.follows()
+        return FINE, None
+    with cluster.leading():
+        return _train_alone(arguments, system, wanted)
 
 
 def _resume(arguments: argparse.Namespace, system: System, wanted: Wanted) -> Run:

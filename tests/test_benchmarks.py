@@ -49,6 +49,7 @@ def test_cells_are_those_of_the_headings(run):
         **{"model_flops_utilisation": 0.63, "model_flops_utilisation_spread": [0.6, 0.66]},
         **{"env_only_steps_per_second": 2e6, "env_only_steps_per_second_spread": [1e6, 3e6]},
         **{"compile_seconds": 12.04, "warm_start_seconds": 2.1, "program_memory_bytes": 2**25},
+        **{"decision_p50_ms": 0.184, "decision_p99_ms": 0.4},
     }
     whole = {"env_steps_per_second": 1e6, "wall_seconds": 250.0, "compile_seconds": 30.0}
     stamp = {"date": "2026-11-24", "commit": "abc", "hardware": "a machine", "jax": "0.10"}
@@ -63,7 +64,8 @@ def test_cells_are_those_of_the_headings(run):
         "2,000,000 (1,000,000 to 3,000,000)",
         *("12.0", "2.1", "32"),
     ]
-    assert run.cells(None) == ["not measured", *[""] * 8]
+    assert run.cells(stamp | {"figures": bench})[-2] == "0.18, 0.40"
+    assert run.cells(None) == ["not measured", *[""] * (len(run.HEADINGS) - 1)]
 
 
 @pytest.mark.slow

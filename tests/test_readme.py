@@ -305,7 +305,7 @@ def test_the_old_calls_are_in_the_table():
 
 
 def test_files_that_are_linked_exist():
-    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/learning.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/learning.md", "benchmarks/README.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (ROOT / name).parent.joinpath(target).exists(), (name, target)

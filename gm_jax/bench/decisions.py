@@ -35,8 +35,10 @@ def main(package: str, csv: str, count: str) -> None:
     taken = []
     for bar in [bars[i : i + 1] for i in range(first, len(bars))]:
         began = time.perf_counter()
-        desk.step(bar)
+        made = desk.step(bar)
         taken.append(1e3 * (time.perf_counter() - began))
+        if len(made) != 1:
+            raise SystemExit(f"a bar gave {len(made)} decisions, expected 1")
     print(json.dumps(taken))
 
 

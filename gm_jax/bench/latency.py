@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ def decision_latency(setup: Setup) -> dict[str, float]:
         UserError: no PyTorch.
     """
     package.require_torch()
-    state = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
+    # even odds: networks that lean to their neutral would hold, and fill no order
+    even = replace(setup.config, initial_neutral=1 / len(setup.system.actions))
+    state = learner.init_state(jax.random.key(0), setup.market, setup.params, even)
     with tempfile.TemporaryDirectory() as folder:
         directory, bars = RunDirectory(Path(folder)), Path(folder) / "bars.csv"
         directory.write(package.NEEDED, model_config(setup, Source(market="planted")))

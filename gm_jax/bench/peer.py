@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,9 @@ def _ask(process: subprocess.Popen[str], line: str) -> str:
     """Send a line and return the answer."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
+    with suppress(BrokenPipeError):  # it has ended: there is no answer then
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
     answer = process.stdout.readline()
     if not answer:
         raise RuntimeError(f"the PyTorch loop ended with status {process.wait()}")

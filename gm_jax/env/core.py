@@ -33,7 +33,17 @@ def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
     With `random_start` position and controls come from the whole legal range, so that a long
     backtest meets nothing new; a position so drawn was had at the close, free of charge.
     """
-    bits = jax.random.bits(key, (1 + team.RANDOM_BITS,), dtype=jnp.uint32)
+    return _begun(jax.random.bits(key, (1 + team.RANDOM_BITS,), jnp.uint32), market, params, team)
+
+
+def reset_many(key: Array, count: int, market: Market, params: EnvParams, team: Team) -> State:
+    """Return `count` independent windows, leaves [count, …]."""
+    bits = jax.random.bits(key, (count, 1 + team.RANDOM_BITS), jnp.uint32)  # one key: quicker
+    return jax.vmap(lambda own: _begun(own, market, params, team))(bits)
+
+
+def _begun(bits: Array, market: Market, params: EnvParams, team: Team) -> State:
+    """Return the window that random bits [1 + RANDOM_BITS] u32 choose."""
     window = (bits[0] % market.num_starts.astype(jnp.uint32)).astype(jnp.int32)
     fresh = start(market.starts[window], params, team)
     price, atr = market.bars[fresh.t, CLOSE], market.atr[fresh.t]
@@ -45,12 +55,6 @@ def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
         stop=account.stop_price(position, price, atr, params),
     )
     return select(params.random_start, drawn, fresh)
-
-
-def reset_many(key: Array, count: int, market: Market, params: EnvParams, team: Team) -> State:
-    """Return `count` independent windows, leaves [count, …]."""
-    keys = jax.random.split(key, count)
-    return jax.vmap(lambda k: reset(k, market, params, team))(keys)
 
 
 def observe(state: State, market: Market, params: EnvParams, team: Team) -> Observation:

@@ -259,8 +259,7 @@ def learn(
         return (state, stopped), metrics
 
     def epoch(carry: Any, key: Array) -> tuple[Any, Metrics]:
-        order = jnp.argsort(jax.random.bits(key, (config.groups, steps)))
-        parts = order.reshape(config.groups, config.num_minibatches, -1).swapaxes(0, 1)
+        parts = shuffled(key, steps, config)
         return jax.lax.scan(lambda c, rows: minibatch(c, _take(batch, rows)), carry, parts)
 
     stopped = jnp.zeros(len(config.system.agents), dtype=bool)
@@ -269,6 +268,12 @@ def learn(
     first = metrics["ratio_error"][0, 0]
     metrics = jax.tree.map(lambda x: x.mean((0, 1)), metrics)
     return state, metrics | {"ratio_error": first}
+
+
+def shuffled(key: Array, steps: int, config: Config) -> Array:
+    """Return the rows of every minibatch in each group, [M, S, R / M], every one of R `steps`."""
+    order = jnp.argsort(jax.random.bits(key, (config.groups, steps)))
+    return order.reshape(config.groups, config.num_minibatches, -1).swapaxes(0, 1)
 
 
 def _take(batch: Batch, rows: Array) -> Batch:

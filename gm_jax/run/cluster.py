@@ -7,9 +7,10 @@ same package and, with `--data`, the same file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,7 +19,20 @@ from jax.experimental import multihost_utils
 from gm_jax.errors import LostProcessError, UserError
 
 
-END, GATHER = 0, -1  # commands beside a number of iterations
+END, GATHER, BEGIN = 0, -1, -2  # commands beside a number of iterations
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Meeting:
+    """How far this process has come with the others."""
+
+    told: bool = False  # what is to be trained
+    left: bool = False
+
+
+_meeting = _Meeting()
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -32,6 +46,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises:
         UserError: no cluster is found, or the others do not answer.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
@@ -42,13 +57,56 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
 
 
 def several() -> bool:
-    """Return whether this is one of several processes."""
-    return jax.process_count() > 1
+    """Return whether this is one of several processes that train together."""
+    return jax.process_count() > 1 and not _meeting.left
 
 
 def follows() -> bool:
     """Return whether another process leads."""
     return jax.process_index() > 0
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Let the others end where this process, which leads, has nothing more for them."""
+    try:
+        yield
+    except (LostProcessError, KeyboardInterrupt):  # nothing can be said to them now
+        raise
+    except BaseException:
+        _dismiss()
+        raise
+    _dismiss()
+
+
+def _dismiss() -> None:
+    if several():
+        if _meeting.told:
+            lead(END)
+        else:
+            message(None)
+        leave()
+
+
+def agreed(make: Callable[[], Made]) -> Made:
+    """Return what `make` does here, if every process can do it.
+
+    Raises:
+        UserError: this process cannot, or another.
+    """
+    made, problem = None, None
+    try:
+        made = make()
+    except UserError as error:
+        problem = error
+    if several():
+        fine = multihost_utils.process_allgather(np.int32(problem is None))
+        if not fine.all():
+            leave()
+            problem = problem or UserError("Another process cannot take part, it says why.")
+    if problem or made is None:
+        raise problem or UserError("Nothing was made.")
+    return made
 
 
 def lead(command: int) -> None:
@@ -58,14 +116,15 @@ def lead(command: int) -> None:
 
 
 def wait() -> int:
-    """Return the leader's next command: iterations to run, GATHER or END."""
+    """Return the leader's next command: iterations to run, or one of the others."""
     return int(arrays(np.int32(END)))
 
 
 def message(content: Any = None) -> Any:
-    """Return the leader's plain JSON content in every process."""
+    """Return the leader's plain JSON content in every process: what is to be trained."""
     text = np.frombuffer(json.dumps(content).encode(), np.uint8)
     size = int(arrays(np.int32(len(text))))
+    _meeting.told = True
     return json.loads(arrays(np.zeros(size, np.uint8) if follows() else text).tobytes())
 
 
@@ -85,13 +144,14 @@ def unbroken() -> Iterator[None]:
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        if not several():
+        if not several() or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = str(error).splitlines()[0]
         raise LostProcessError(f"Another process of this training is gone ({reason}).") from error
 
 
 def leave() -> None:
-    """Part: each process is alone again, and ends when it likes."""
+    """Part, all at the same time: each process ends when it likes."""
     if several():
+        _meeting.left = True
         jax.distributed.shutdown()

@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -22,7 +23,8 @@ from gm_jax.run import cluster, memory
 from gm_jax.run.directory import to_json
 from gm_jax.run.progress import say
 from gm_jax.run.record import model_config, rebuild
-from gm_jax.run.setup import Setup, prepare
+from gm_jax.run.setup import Setup
+from gm_jax.run.signals import first_is_a_wish
 from gm_jax.run.source import Source
 
 
@@ -45,21 +47,48 @@ class Compiled:
         return int(found.argument_size_in_bytes + found.temp_size_in_bytes)
 
 
-def together(setup: Setup, source: Source) -> Compiled:
-    """Compile a run in every process, see `fitting_program`; the others `follow`."""
+def together(setup: Setup, source: Source, begun: bool = False) -> Compiled:
+    """Compile a run in every process, see `fitting_program`; the others `follow`.
+
+    Args:
+        setup: of the run.
+        source: of its bars.
+        begun: it has a state, whose size is settled.
+    """
     if cluster.several():
         cluster.message(json.loads(to_json(model_config(setup, source))))
-    return fitting_program(setup)
+    return cluster.agreed(lambda: fitting_program(setup, begun))
 
 
 def follow() -> None:
-    """Train with the leading process, to the end that it says."""
-    setup, _ = rebuild(cluster.message(), "the leading process's run")
-    compiled = fitting_program(setup)
-    init = partial(learner.init_state, config=setup.config)
-    state = init(jax.random.key(0), setup.market, setup.params)  # its shapes: the leader's counts
-    with Program(compiled, state) as program:
-        program.follow()
+    """Train with the leading process, to the end that it says.
+
+    Raises:
+        UserError: this process or another cannot take part.
+    """
+    with first_is_a_wish("ending with the leading process"):
+        if (config := cluster.message()) is None:
+            cluster.leave()
+            return
+        compiled = cluster.agreed(lambda: fitting_program(_rebuilt(config)))
+        if cluster.wait() == cluster.END:
+            cluster.leave()
+            return
+        setup = compiled.setup
+        init = partial(learner.init_state, config=setup.config)
+        state = init(jax.random.key(0), setup.market, setup.params)  # the leader's counts
+        with Program(compiled, state) as program:
+            program.follow()
+
+
+def _rebuilt(config: dict[str, Any]) -> Setup:
+    """Return the setup of the leading process."""
+    if config["code_version"] != version("gm-jax"):
+        raise UserError(
+            f"The leading process has gm-jax {config['code_version']}, this one "
+            f"{version('gm-jax')}: install the same in all."
+        )
+    return rebuild(config, "the leading process's run")[0]
 
 
 def compile_program(setup: Setup) -> Compiled:
@@ -77,19 +106,25 @@ def compile_program(setup: Setup) -> Compiled:
     return Compiled(setup, mesh, program, time.monotonic() - began)
 
 
-def fitting_program(setup: Setup) -> Compiled:
+def fitting_program(setup: Setup, begun: bool = False) -> Compiled:
     """Compile for as many environments as fit the memory that is free, and say what they take.
 
+    Args:
+        setup: of the run.
+        begun: it has as many as it has; where they may not fit, that is a warning.
+
     Raises:
-        UserError: not even the fewest fit.
+        UserError: not even the fewest fit, or not all in each of several processes.
     """
     asked = setup.settings.num_envs
     while True:
         found, free = compile_program(setup), memory.device()["free"]
         needed, envs = found.bytes_needed, setup.settings.num_envs
         takes = f"memory: {envs:,} environments take {_gib(needed)} of {_gib(free)} that are free"
-        if needed <= MEMORY_SHARE * free:
-            say(takes if envs == asked else f"{takes}: fewer than the {asked:,} asked for")
+        fits = needed <= MEMORY_SHARE * free
+        if fits or begun:
+            fewer = f": fewer than the {asked:,} asked for" if envs < asked else ""
+            _say(f"{'' if fits else 'warning: '}{takes}{fewer}")
             return found
         if cluster.several():
             raise UserError(f"{takes} on this process's device; set a smaller num_envs.")
@@ -98,17 +133,23 @@ def fitting_program(setup: Setup) -> Compiled:
 
 def _fewer(setup: Setup, takes: str) -> Setup:
     """Return a setup with half as many environments, or the next fewer that can be parted."""
-    config = setup.config
-    size = config.num_envs // config.groups
-    groups = next((n for n in range(config.groups // 2, 0, -1) if config.groups % n == 0), 0)
+    config, asked = setup.config, setup.settings
+    size, minibatches = config.num_envs // config.groups, config.num_minibatches
+    lengths = (config.rollout_length, asked.rollout_length)  # as it fits the bars, as asked for
+
+    def parted(groups: int) -> bool:
+        return all(groups * size * length % minibatches == 0 for length in lengths)
+
+    groups = next(filter(parted, range(config.groups // 2, 0, -1)), 0)
     if not groups:
         raise UserError(
-            f"{takes}, and fewer cannot be trained with num_minibatches "
-            f"{config.num_minibatches}. Set smaller hidden_sizes, a shorter rollout_length or more "
-            "num_minibatches."
+            f"{takes}, and fewer cannot be trained with num_minibatches {minibatches}. Set "
+            "smaller hidden_sizes, a shorter rollout_length or more num_minibatches."
         )
-    settings = setup.settings.replace(num_envs=groups * size)
-    return prepare(setup.system, settings, setup.loaded)
+    envs = groups * size
+    return replace(
+        setup, settings=asked.replace(num_envs=envs), config=replace(config, num_envs=envs)
+    )
 
 
 class Program:
@@ -124,9 +165,11 @@ class Program:
         self._arguments, self._state = _arguments(compiled.setup), state
         if (mesh := compiled.mesh) is not None:
             self._arguments = jax.tree.map(partial(_put, place=everywhere(mesh)), self._arguments)
+            cluster.lead(cluster.BEGIN)
             plain = cluster.arrays(to_host(state)) if cluster.several() else to_host(state)
             split = jax.tree.map(_put, plain, places(plain, mesh))
             self._state = split.replace(key=jax.random.wrap_key_data(split.key))
+            self._gather = jax.jit(lambda x: x, out_shardings=everywhere(mesh))
 
     def __enter__(self) -> Program:
         return self
@@ -152,10 +195,11 @@ class Program:
         """Return the state on one device."""
         if self._mesh is None:
             return self._state
+        if not cluster.several():
+            return from_host(to_host(self._state))
         cluster.lead(cluster.GATHER)
         with cluster.unbroken():
-            whole = jax.jit(lambda x: x, out_shardings=everywhere(self._mesh))(self._state)
-            return from_host(to_host(whole))
+            return from_host(to_host(self._gather(self._state)))
 
     def follow(self) -> None:
         """Do what the leading process says until it says that this is the end."""
@@ -179,7 +223,7 @@ def mesh_of(config: Config) -> Mesh | None:
         parted = f"num_envs {config.num_envs} is no multiple of {size} x {len(devices)}"
         if cluster.several():
             raise UserError(f"{len(devices)} devices cannot have equal shares: {parted}.")
-        say(f"warning: {count} of {len(devices)} devices are used: {parted}")
+        _say(f"warning: {count} of {len(devices)} devices are used: {parted}")
     return Mesh(np.array(devices[:count]), (AXIS,)) if count > 1 else None
 
 
@@ -196,6 +240,12 @@ def _put(value: Any, place: Any) -> jax.Array:
     """Return what every process has alike as one array over the devices of all of them."""
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+
+def _say(line: str) -> None:
+    """Say a line once, however many processes there are."""
+    if not cluster.follows():
+        say(line)
 
 
 def _gib(size: int) -> str:

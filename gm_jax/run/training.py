@@ -53,6 +53,8 @@ class Run:
     interrupted: bool = False
     pbo: Mapping[str, float | None] = field(default_factory=dict)  # see `results.write_results`
     compiled: Compiled | None = None  # None: that is yet to be done
+    source: Source | None = None  # of the bars, where it is to be trained
+    began: float = field(default_factory=time.monotonic)
     trackers: Trackers = field(default_factory=Trackers)
 
     def kept(self) -> str:
@@ -78,7 +80,7 @@ def start(
     wanted: Wanted = UNTRACKED,
 ) -> Run:
     """Prepare a new run and its directory."""
-    loaded = load_all(source, settings, system.minutes)
+    began, loaded = time.monotonic(), load_all(source, settings, system.minutes)
     setup = prepare(system, settings, loaded)
     directory = RunDirectory.create(system.name, out)
     with begun(directory):
@@ -91,7 +93,16 @@ def start(
         checkpoints.save(setup, state)
         directory.write("model_config.json", model_config(setup, source))
         trackers = tracking.begin(directory, setup, wanted)
-    return Run(directory, setup, state, checkpoints, trackers=trackers, compiled=compiled)
+    return Run(
+        directory,
+        setup,
+        state,
+        checkpoints,
+        trackers=trackers,
+        compiled=compiled,
+        source=source,
+        began=began,
+    )
 
 
 def resume(
@@ -132,7 +143,7 @@ def _take_up(
         settings = change(setup.settings, changes, "--resume")
         setup = prepare(setup.system, settings, setup.loaded)
     checkpoints = Checkpoints(directory.checkpoints)
-    run = Run(directory, setup, checkpoints.restore(setup), checkpoints)
+    run = Run(directory, setup, checkpoints.restore(setup), checkpoints, source=source)
     done = int(run.state.iteration)
     if done > setup.settings.num_episodes:
         planned = setup.settings.num_episodes
@@ -179,13 +190,12 @@ def train(run: Run) -> dict[str, Any]:
         NotFiniteError: a reward, a loss or a network became NaN; the last good state is kept.
         UserError: a file cannot be written; the last checkpoint is kept.
     """
-    began = time.monotonic()
     for warning in run.setup.warnings:
         say(f"warning: {warning}")
     try:
         with keeping(run):
             _iterate(run)
-            return finish(run, began)
+            return finish(run, run.began)
     finally:
         run.close()
 
@@ -195,7 +205,8 @@ def _iterate(run: Run) -> None:
     setup, total, done = run.setup, run.setup.settings.num_episodes, int(run.state.iteration)
     if done == total:  # only the results were missing
         return
-    compiled = run.compiled or launch.together(setup, reopen(run.directory)[1])
+    assert run.source is not None
+    compiled = run.compiled or launch.together(setup, run.source, begun=True)
     run.compile_seconds = compiled.seconds
     count, saved = 1, time.monotonic()
     with (

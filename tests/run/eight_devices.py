@@ -1,6 +1,5 @@
 """A program of its own: one iteration on 8 simulated devices, and on one of them, compared."""
 
-import dataclasses
 import json
 import os
 
@@ -36,9 +35,8 @@ def main():
     eight = launch.Program(compiled, state)
     split = {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(eight._state.env)}
     eight.run(1)
-    alone = dataclasses.replace(setup, config=dataclasses.replace(setup.config, mesh=None))
-    rest = (alone.market, alone.params, alone.hyper, alone.segments)
-    one, _ = learner.train(state, jnp.int32(1), *rest, config=alone.config)
+    rest = (setup.market, setup.params, setup.hyper, setup.segments)
+    one, _ = learner.train(state, jnp.int32(1), *rest, config=setup.config)
     text = compiled.program.as_text()
     pairs = zip(jax.tree.leaves(to_host(eight.state())), jax.tree.leaves(to_host(one)), strict=True)
     print(
@@ -58,7 +56,7 @@ def difference(pair):
     """Return the largest difference of two leaves, as a share of the largest value."""
     a, b = (np.asarray(x, np.float64) for x in pair)
     both = np.isfinite(a) & np.isfinite(b)
-    if (a[~both] != b[~both]).any() and not np.isnan(a[~both]).all():
+    if not np.array_equal(a[~both], b[~both], equal_nan=True):
         return np.inf
     return float(np.abs(a - b)[both].max(initial=0) / max(np.abs(b)[both].max(initial=0), 1e-3))
 

@@ -19,6 +19,7 @@ from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.run import launch, memory
 from gm_jax.run.directory import RunDirectory
+from gm_jax.run.metrics import metric_rows
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import TACTICAL
@@ -72,8 +73,7 @@ def test_every_step_is_learnt_from_once_an_epoch():
     setup = setup_of(num_epochs=1)
     config, size = setup.config, 16 * 50
     rows = np.arange(size).reshape(config.groups, -1)
-    order = jax.numpy.argsort(jax.random.bits(jax.random.key(0), rows.shape))
-    parts = order.reshape(config.groups, config.num_minibatches, -1).swapaxes(0, 1)
+    parts = learner.shuffled(jax.random.key(0), rows.shape[1], config)
     taken = [np.asarray(learner._take(rows, part)) for part in parts]
     assert [len(part) for part in taken] == [size // 4] * 4
     assert sorted(np.concatenate(taken)) == list(range(size))
@@ -137,6 +137,32 @@ def test_without_a_cluster_says_how():
     assert "Under Slurm start it with srun" in said
 
 
+def address() -> str:
+    """Return where a coordinator can listen."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def both(arguments):
+    """Start two processes of one training: the leader and one that follows."""
+    together = [*arguments, "--distributed", address(), "--processes", "2"]
+    return [start([*together, "--process", str(i)]) for i in range(2)]
+
+
+def test_a_leader_that_has_nothing_to_train_lets_the_other_end():
+    leader, follower = both(["train", "tactical", "--set=num_envz=8"])
+    try:
+        assert "num_envs" in leader.communicate(timeout=120)[1]
+        assert leader.returncode == 2
+        follower.communicate(timeout=120)
+        assert follower.returncode == 0
+    finally:
+        for process in (leader, follower):
+            process.kill()
+            process.communicate()
+
+
 def start(arguments):
     """Start `gm-jax ARGUMENTS`, which saves after every launch of its program."""
     code = (
@@ -161,13 +187,9 @@ def wait_for(condition, *processes):
 
 def test_two_processes_train_one_is_killed_and_one_goes_on(tmp_path, capfd):
     out = tmp_path / "run"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     sets = [f"--set={k}={str(v).replace('(', '[').replace(')', ']')}" for k, v in TINY.items()]
     train = ["train", "tactical", "--out", str(out), *sets]
-    together = [*train, "--set=num_episodes=100000", "--distributed", address, "--processes", "2"]
-    leader, follower = (start([*together, "--process", str(i)]) for i in range(2))
+    leader, follower = both([*train, "--set=num_episodes=100000"])
     try:
         wait_for((out / "checkpoints" / "1").is_dir, leader, follower)
         wait_for(lambda: len(RunDirectory(out).history()) > 1, leader, follower)
@@ -189,9 +211,9 @@ def test_two_processes_train_one_is_killed_and_one_goes_on(tmp_path, capfd):
     history = RunDirectory(out).history()
     assert [row["iteration"] for row in history] == list(range(1, kept + 3))
 
-    alone = tmp_path / "alone"
-    assert cli.main([*train[:2], "--out", str(alone), *sets, "--set=num_episodes=1"]) == 0
-    first = RunDirectory(alone).history()[0]
-    for name in ("reward", "critic_loss", "entropy"):
-        for agent, value in first[name].items():
-            assert together_first[name][agent] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    setup = setup_of(num_episodes=100_000)
+    state = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
+    alone = launch.Program(launch.compile_program(setup), state)
+    (first,) = metric_rows(setup, alone.run(1), done=0, count=1, seconds=1.0)
+    for name in ("reward", "terms", "entropy", "critic_loss", "actor_norm"):
+        assert together_first[name] == pytest.approx(first[name], rel=1e-4, abs=1e-6)
