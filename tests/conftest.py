@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import pytest
 
 from gm_jax import cache
@@ -29,6 +30,31 @@ def pytest_unconfigure(config):
     """Forget them."""
     if not hasattr(config, "workerinput"):
         shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+QUICK = "jax_disable_most_optimizations"
+
+
+@pytest.fixture(scope="module")
+def quick_compiler():
+    """Compile in less time, for runs so short that what is compiled hardly matters.
+
+    What optimised programs compute to the last bit is held to other computations in tests/env and
+    tests/deploy, how they learn in tests/mappo/test_probes.py and under `optimised`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(QUICK.upper(), "1")  # of the processes that tests start
+        jax.config.update(QUICK, True)
+        yield
+        jax.config.update(QUICK, False)
+
+
+@pytest.fixture
+def optimised(quick_compiler):
+    """Compile as users do, where a test trains for long."""
+    jax.config.update(QUICK, False)
+    yield
+    jax.config.update(QUICK, True)
 
 
 @pytest.fixture(scope="session")

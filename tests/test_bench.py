@@ -20,6 +20,9 @@ from gm_jax.run.source import Source, load
 from gm_jax.systems import SYSTEMS, TACTICAL
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 TINY = {
     **{"hidden_sizes": (16, 16), "num_envs": 8, "episode_length": 100, "rollout_length": 50},
     **{"num_minibatches": 2, "num_epochs": 2, "market_bars": 6_000, "layer_norm": 0},

@@ -18,6 +18,9 @@ from gm_jax.errors import UserError
 from gm_jax.run import memory
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 MIB = 2**20
 TINY = {
     **{"hidden_sizes": (16, 16), "batch_size": 8, "episode_length": 100, "rollout_length": 50},

@@ -32,6 +32,9 @@ from gm_jax.trainer import arguments, data, files, learnt
 from tests.export import teams
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 TINY = {
     **{"hidden_sizes": (16, 16), "batch_size": 8, "episode_length": 100, "rollout_length": 50},
     **{"num_minibatches": 2, "k_epochs": 2, "num_episodes": 4, "validate_every": 2},
@@ -198,7 +201,12 @@ def test_sample_loop_learns_what_the_command_line_learns(df, other, tmp_path, mo
     monkeypatch.setattr(training, "finish", lambda *_: {})
     write_csv(generate("planted", bars=6_000, minutes=5, seed=1).bars, tmp_path / "bars.csv")
     # wild enough to trade in validation
-    given = TINY | {"lr_actor": 0.05, "target_kl": 100.0, "allow_short": True}
+    given = TINY | {
+        "lr_actor": 0.05,
+        "target_kl": 100.0,
+        "allow_short": True,
+        "initial_neutral": 0.2,
+    }
     changes = {arguments.OLD_NAMES.get(name, name): value for name, value in given.items()}
     settings = TACTICAL.settings.replace(**changes)
     source = Source(data=str(tmp_path / "bars.csv"))
@@ -225,7 +233,7 @@ def test_sample_loop_learns_what_the_command_line_learns(df, other, tmp_path, mo
     assert any(row["selection_score"] for row in rows)  # neither none nor nothing
 
     # another length of the class is no other program
-    tiny().train_episode(data=df)
+    tiny(initial_neutral=0.2).train_episode(data=df)
     assert learner.train._cache_size() - compiled <= 1
 
 
@@ -507,7 +515,9 @@ def test_plots_are_drawn_saved_and_shown(trained, tmp_path, monkeypatch):
     display = type(sys)("IPython.display")
     display.display, display.Image = shown.append, lambda png: png
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setitem(sys.modules, "IPython", type(sys)("IPython"))
+    shell = type(sys)("IPython")
+    shell.version_info = (9, 0)  # Matplotlib asks
+    monkeypatch.setitem(sys.modules, "IPython", shell)
     figure = trained.plot_training_progress(save_path=tmp_path / "progress.png")
     assert figure.axes[0].lines
     assert not shown

@@ -17,6 +17,9 @@ from gm_jax.export import package
 from gm_jax.run import training
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gm_jax.deploy.package import read  # noqa: E402 - needs PyTorch

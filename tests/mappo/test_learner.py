@@ -15,6 +15,9 @@ from gm_jax.mappo.rollout import collect
 from tests.mappo.problems import planted_setup
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 def fresh(setup, seed=0):
     return learner.init_state(jax.random.key(seed), setup.market, setup.params, setup.config)
 

@@ -26,6 +26,9 @@ from gm_jax.systems import TACTICAL
 from tests.mappo.problems import planted_setup
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 NAME = "several"
 # teams that trade, and are scored by their Sharpe ratio
 BUSY = {

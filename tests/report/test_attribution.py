@@ -14,6 +14,9 @@ from gm_jax.report.backtest import backtest
 from tests.mappo.problems import planted_setup
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 SPAN = (276, 276 * 22)
 
 

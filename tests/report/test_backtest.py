@@ -27,6 +27,9 @@ from gm_jax.settings import Settings
 from tests.mappo.problems import planted_setup
 
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
 FIRST = 190  # 09:50 New York: regular hours from here to bar 264
 HAND = Settings(
     features=("momentum_5",), lots_small=1, lots_large=2, max_contracts=4, impact=0.0

@@ -252,6 +252,7 @@ def test_p_values_on_long_martingales_are_uniform(tmp_path):
     uniform_unless_it_leaks(tmp_path, 100, market_bars=6_000, num_envs=16, num_episodes=8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_p_value_is_small_where_there_is_something_to_learn(tmp_path, in_haste):
     """On an easy planted market the team beats those of all nine copies: p = 1/10, five times."""

@@ -408,7 +408,9 @@ def test_best_is_a_run_like_any_other(whole, tmp_path, capsys):
         assert gm_jax("evaluate", run, "--split", split, "--json") == 0
         report = json.loads(capsys.readouterr().out)
         for one in (report, stored[split]):
-            assert {key: one[key] for key in best[split]} == best[split]
+            for key, value in best[split].items():  # a mean of trials may be added up otherwise
+                near = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+                assert one[key] == near, key
             assert one["pbo"] == found["pbo"][split]["value"]
             assert one["n_trials"] == 9
     copy = shutil.copytree(whole, tmp_path / "copy") / "best"
