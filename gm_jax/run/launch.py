@@ -120,7 +120,7 @@ def fitting_program(setup: Setup, begun: bool = False) -> Compiled:
     while True:
         found, free = compile_program(setup), memory.device()["free"]
         needed, envs = found.bytes_needed, setup.settings.num_envs
-        takes = f"memory: {envs:,} environments take {_gib(needed)} of {_gib(free)} that are free"
+        takes = f"memory: {envs:,} environments take {_mib(needed)} of {_mib(free)} that are free"
         fits = needed <= MEMORY_SHARE * free
         if fits or begun:
             fewer = f": fewer than the {asked:,} asked for" if envs < asked else ""
@@ -248,5 +248,5 @@ def _say(line: str) -> None:
         say(line)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB"
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -97,7 +97,7 @@ def test_fewer_environments_where_the_memory_is_short(monkeypatch, capsys):
         found = launch.fitting_program(setup_of())
         assert found.setup.settings.num_envs == found.setup.config.num_envs == envs
         said = capsys.readouterr().err
-        assert f"memory: {envs} environments take 0.0 GiB of 0.0 GiB that are free" in said
+        assert f"memory: {envs} environments take {envs + 2} MiB of" in said
         assert ("fewer than the 16 asked for" in said) == (envs < 16)
     room["free"] = 2**20
     with pytest.raises(UserError, match=r"fewer cannot be trained.*Set smaller hidden_sizes"):
