@@ -95,6 +95,7 @@ def store(small, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(package, "available", lambda: False)  # as where README's lines are from
+        patch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have it
         with (folder / "said.txt").open("w") as said, redirect_stderr(said):
             # enough sessions in both splits for a Sharpe ratio
             sets = ("num_episodes=3", "validate_every=3", "split=[0.6,0.2,0.2]")

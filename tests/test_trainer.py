@@ -518,6 +518,7 @@ def test_plots_are_drawn_saved_and_shown(trained, tmp_path, monkeypatch):
     shell = type(sys)("IPython")
     shell.version_info = (9, 0)  # Matplotlib asks
     monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have it
     figure = trained.plot_training_progress(save_path=tmp_path / "progress.png")
     assert figure.axes[0].lines
     assert not shown

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gm_jax.deploy.networks import Actors, Network
@@ -134,21 +135,35 @@ def _actors(
                 f"({str(error).splitlines()[-1].strip()}); they belong to different exports."
             ) from error
         networks.append(network.eval())
-        _probe(network, probe, f"{model}, {agent}")
-    return Actors(networks)
+    actors = Actors(networks)
+    _probe(networks, actors, known, team.AGENTS, model)
+    return actors
 
 
-def _probe(network: Network, probe: Mapping[str, Any], name: str) -> None:
-    """Refuse a network that does not answer as the trained one did."""
-    wanted = torch.as_tensor(probe["probe_outputs"], dtype=torch.float32)
+def _probe(
+    networks: Sequence[Network],
+    actors: Actors,
+    known: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    model: Path,
+) -> None:
+    """Refuse networks that do not answer as the trained ones did, one by one or stacked."""
+    inputs, wanted = (
+        np.array([np.asarray(probe[what], np.float32) for probe in known])
+        for what in ("probe_inputs", "probe_outputs")
+    )  # [A, P, O], [A, P, K]
     with torch.inference_mode():
-        found = network(torch.as_tensor(probe["probe_inputs"], dtype=torch.float32))
-    error = float(((found - wanted).abs() / wanted.abs().clamp(min=1)).max())
-    if not error <= TOLERANCE:
-        raise UserError(
-            f"{name}: logits differ from the trained network's by {error:.1e}, at most "
-            f"{TOLERANCE:.0e} is allowed: this PyTorch or this processor computes something else."
-        )
+        alone = [net(torch.from_numpy(x)).numpy() for net, x in zip(networks, inputs, strict=True)]
+    stacked = [actors.logits(row) for row in inputs.swapaxes(0, 1)]
+    for found in (np.array(alone), np.stack(stacked, axis=1)):
+        errors = (np.abs(found - wanted) / np.maximum(np.abs(wanted), 1)).max(axis=(1, 2))
+        for agent, error in zip(names, errors, strict=True):
+            if not error <= TOLERANCE:
+                raise UserError(
+                    f"{model}, {agent}: logits differ from the trained network's by {error:.1e}, "
+                    f"at most {TOLERANCE:.0e} is allowed: this PyTorch or this processor computes "
+                    "something else."
+                )
 
 
 def agents(config: Mapping[str, Any]) -> tuple[str, ...]:

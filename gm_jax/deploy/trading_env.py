@@ -56,6 +56,11 @@ class Desk:
             config["warmup_bars"],
             SimpleNamespace(**settings),
         )
+        if package.feature_state["stream"]["names"] != list(feed.names):
+            raise UserError(
+                f"{path}: its feature_state.json is of other features than this program keeps, it "
+                "comes from another version: export the run again, or use its own deploy_model.py."
+            )
         return cls(package, feed, trader, mandated=bool(config["source"].get("strategic")))
 
     def step(self, bars: Bars, mandate: tuple[float, float] = (-1.0, 1.0)) -> list[Decision]:

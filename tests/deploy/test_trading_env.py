@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 
 from gm_jax import cli
+from gm_jax.deploy import trading_env
+from gm_jax.deploy.package import open_package
+from gm_jax.errors import UserError
 from gm_jax.export import bundle
 from gm_jax.market.calendar import closed
 from tests.deploy.exported import train
@@ -94,6 +97,14 @@ def test_warmup_must_be_over(package, frame):
     env = environment(package)
     with refuses("warm-up is not over: 50 bars"):
         env.get_tactical_actions(frame[:50])
+
+
+def test_feature_state_of_other_features_is_refused(package, monkeypatch):
+    found = open_package(package / f"best_{SYSTEM}_model.pth", SYSTEM)
+    found.feature_state["stream"]["names"].append("rsi_5")
+    monkeypatch.setattr(trading_env, "open_package", lambda *_: found)
+    with pytest.raises(UserError, match=r"feature_state\.json is of other features"):
+        trading_env.Desk.open(package / f"best_{SYSTEM}_model.pth", SYSTEM)
 
 
 def test_start_from_feature_state_equals_start_from_first_bar(package, tmp_path):
