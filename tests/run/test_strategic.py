@@ -171,7 +171,7 @@ def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns()
     money = {"point_value_usd": 2.0, "commission_usd": 0.75, "start_equity_usd": 50_000.0}
     limits = {"max_contracts": 20, "lots_large": 5, "max_leverage": 20.0, "max_drawdown": 0.9}
     setup = setup_of(
-        Source(market="volatility_step", seed=0),
+        Source(market="volatility_step", seed=1),
         **(money | limits),
         num_episodes=64,
         market_bars=100_000,
