@@ -12,12 +12,11 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from gm_jax.errors import UserError
 from gm_jax.market.data_report import iso
@@ -78,7 +77,7 @@ def trial(
         settings: all of them, see `Settings.to_json`.
         sharpe: Sharpe ratio by split, per session, None where it does not exist.
     """
-    now = iso(np.datetime64("now", "ns").astype(np.int64))
+    now = iso(time.time_ns())
     name = _absolute(run).relative_to(beside(run).parent).as_posix()
     return Trial(now, name, system, data_sha256, settings_digest(settings), sharpe)
 
