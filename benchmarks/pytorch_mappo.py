@@ -148,6 +148,8 @@ class Learner:
     def __init__(self, sizes: Any) -> None:
         self.sizes, self.device = sizes, torch.device("cuda" if sizes.gpu else "cpu")
         torch.manual_seed(0)
+        exact = sizes.precision != "tensorfloat32"
+        torch.set_float32_matmul_precision("highest" if exact else "high")
         self.market = Market(sizes, self.device)
         own, whole = sizes.features + 1, sizes.features + 3 + AGENTS
         self.actor = Stack(AGENTS, own, sizes.actions, 0.01, sizes).to(self.device)
@@ -162,7 +164,8 @@ class Learner:
 
     def update(self) -> float:
         """Collect one rollout and learn from it; return its mean reward, bp a step."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.sizes.bfloat16):
+        half = self.sizes.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             batch, reward = self.collect()
             rows = len(batch["action"])
             for _ in range(self.sizes.num_epochs):

@@ -76,7 +76,7 @@ def gpu_rows() -> list[Row]:
     """Return what is measured on one GPU."""
     rows = []
     for system in ("tactical", "strategic"):
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", "tensorfloat32", "bfloat16"):
             for n in (256, 1_024, 4_096, 16_384, 65_536):
                 length = 125 if n < 16_384 else 25  # a rollout and its values fit the memory
                 minibatches = max(4, 2 ** math.ceil(math.log2(n * length / ROWS_AT_ONCE)))

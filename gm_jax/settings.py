@@ -35,7 +35,7 @@ class Settings:
     hidden_sizes: tuple[int, ...] = (256, 256, 256)
     layer_norm: int = 0  # LayerNorm after that many first layers
     critic: str = "central"  # central (MAPPO) or local (IPPO)
-    precision: str = "float32"  # of the matrix products: float32 or bfloat16
+    precision: str = "float32"  # of the matrix products: float32, tensorfloat32 or bfloat16
     initial_neutral: float = (
         0.9  # first probability of each agent's neutral actions, all being legal
     )
@@ -155,7 +155,7 @@ _MOST = {
 _CHOICES = {
     "instrument": tuple(INSTRUMENTS),
     "critic": ("central", "local"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "tensorfloat32", "bfloat16"),
     "value_loss": ("huber", "squared"),
 }
 _LARGEST_ACCOUNT = 2**28 / 100  # USD; int32 cents leave room to grow eightfold

@@ -91,7 +91,7 @@ def sizes(setup: Setup) -> dict[str, Any]:
     learning = ("lr_actor", "lr_critic", "gamma", "gae_lambda", "clip_eps", "ent_coef")
     account = ("max_contracts", "lots_small", "lots_large", "point_value_usd", "commission_usd")
     return {
-        **{name: getattr(config, name) for name in (*same, "layer_norm", "central", "bfloat16")},
+        **{name: getattr(config, name) for name in (*same, "layer_norm", "central", "precision")},
         **{name: getattr(settings, name) for name in (*learning, "max_grad_norm", *account)},
         "episode_length": setup.episode_length,
         "features": len(settings.features),

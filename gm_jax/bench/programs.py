@@ -19,6 +19,7 @@ from gm_jax.bench import flops, hlo
 from gm_jax.env import core
 from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import learner
+from gm_jax.mappo.networks import matmul_precision
 from gm_jax.mappo.rollout import auto_reset
 from gm_jax.mappo.types import Config, TrainState
 from gm_jax.report.policies import draw
@@ -121,9 +122,7 @@ def ceiling(settings: Settings) -> tuple[Callable[[], Array], int]:
     """
     cpu = jax.default_backend() == "cpu"
     width, times, rows = max(settings.hidden_sizes), *((16, 2**12) if cpu else (1_000, 2**16))
-    half = settings.precision == "bfloat16"
-    dtype = jnp.bfloat16 if half else jnp.float32
-    precision = None if half else jax.lax.Precision.HIGHEST
+    dtype, precision = matmul_precision(settings.precision)
     x = jax.random.normal(jax.random.key(0), (rows, width)).astype(dtype)
     w = jax.random.normal(jax.random.key(1), (width, width)).astype(dtype) / width**0.5
 

@@ -93,7 +93,7 @@ def team(trained: Trained, nets: Networks) -> tuple[AgentNetwork, ...]:
         UserError: they or the training bars hold numbers that are not finite.
     """
     # the parameters are float32, whatever precision their products had in training
-    config, scaler = replace(trained.config, bfloat16=False), trained.scaler
+    config, scaler = replace(trained.config, precision="float32"), trained.scaler
     agents, names = config.system.agents, input_names(config, trained.settings.features)
     own, everything = probes(scaler, trained.raw_features, len(agents))
     seen = everything if config.central else own

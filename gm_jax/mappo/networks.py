@@ -53,10 +53,24 @@ def critic_network(config: Config) -> MLP:
     return _mlp(config, len(config.system.agents) if config.central else 1, 1.0)
 
 
+def matmul_precision(name: str) -> tuple[Any, jax.lax.Precision | None]:
+    """Return the type of a matrix product's factors, and how exactly float32 ones are multiplied.
+
+    Left to itself a GPU computes float32 products in TF32, which keeps ten bits of each factor:
+    here that is to be asked for. CPUs have no TF32 and compute in float32.
+
+    Args:
+        name: `precision` of the settings.
+    """
+    return {
+        "float32": (jnp.float32, jax.lax.Precision.HIGHEST),
+        "tensorfloat32": (jnp.float32, jax.lax.Precision.HIGH),
+        "bfloat16": (jnp.bfloat16, None),
+    }[name]
+
+
 def _mlp(config: Config, outputs: int, output_scale: float) -> MLP:
-    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    # without it GPUs compute float32 products in TF32, which keeps ten bits of each factor
-    precision = None if config.bfloat16 else jax.lax.Precision.HIGHEST
+    dtype, precision = matmul_precision(config.precision)
     return MLP(config.hidden_sizes, outputs, output_scale, config.layer_norm, dtype, precision)
 
 

@@ -31,7 +31,7 @@ class Config:
     hidden_sizes: tuple[int, ...]
     layer_norm: int
     central: bool
-    bfloat16: bool
+    precision: str  # of the matrix products, see `networks.matmul_precision`
     initial_neutral: float  # first probability of neutral actions, all being legal
     huber: bool
     interval: int  # most iterations one call of the program runs

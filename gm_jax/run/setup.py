@@ -201,7 +201,7 @@ def static_config(system: System, settings: Settings) -> Config:
         hidden_sizes=settings.hidden_sizes,
         layer_norm=settings.layer_norm,
         central=settings.critic == "central",
-        bfloat16=settings.precision == "bfloat16",
+        precision=settings.precision,
         initial_neutral=settings.initial_neutral,
         huber=settings.value_loss == "huber",
         interval=pace.MAX_INTERVAL,

@@ -144,7 +144,11 @@ def test_flax_gives_the_probes():
 def test_inputs_are_what_the_environment_shows_but_for_the_scaler():
     run = teams.trained("tactical", **SMALL)
     world, params = random_market(0), params_of(run.settings, episode_length=100)
-    world = world.replace(mean=jnp.float32(run.scaler.mean), scale=jnp.float32(run.scaler.scale))
+    world = world.replace(
+        features=world.features.at[7].set(run.raw_features[7]),  # a bar the networks know
+        mean=jnp.float32(run.scaler.mean),
+        scale=jnp.float32(run.scaler.scale),
+    )
     state = start(jnp.int32(7), params, tactical)
     state = state.replace(
         steps=jnp.int32(25),
@@ -445,11 +449,10 @@ def test_same_input_gives_the_same_bytes(tmp_path):
     assert done.stdout.splitlines() == sums, done.stderr
 
 
-def test_training_in_bfloat16_is_exported_in_float32():
-    exact, rough = (
-        teams.trained("tactical", precision=x, **SMALL) for x in ("float32", "bfloat16")
-    )
-    assert rough.config.bfloat16
+@pytest.mark.parametrize("precision", ["tensorfloat32", "bfloat16"])
+def test_training_in_less_precision_is_exported_in_float32(precision):
+    exact, rough = (teams.trained("tactical", precision=x, **SMALL) for x in ("float32", precision))
+    assert rough.config.precision == precision
     for a, b in zip(*(agents.team(run, run.state.networks) for run in (exact, rough)), strict=True):
         np.testing.assert_array_equal(a.probe_outputs, b.probe_outputs)
         np.testing.assert_array_equal(a.state_dict["net.0.weight"], b.state_dict["net.0.weight"])

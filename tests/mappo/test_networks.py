@@ -1,4 +1,4 @@
-"""How actors begin."""
+"""How actors begin, and in what precision they multiply."""
 
 import jax
 import numpy as np
@@ -22,3 +22,19 @@ def test_actors_begin_near_their_neutral(share):
         others = np.delete(chance[:, agent], neutral, axis=-1)
         np.testing.assert_allclose(others, (1 - share) / others.shape[-1], atol=0.01)
     assert chance.std(axis=0).min() > 0  # and the input matters from the start
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [("float32", "HIGHEST"), ("tensorfloat32", "HIGH"), ("bfloat16", "DEFAULT")],
+)
+def test_the_compiler_is_told_how_exactly_to_multiply(precision, said):
+    config = planted_setup(precision=precision).config
+    params = networks.init_actors(jax.random.key(0), config, inputs=7)
+    obs, legal = np.ones((8, 3, 7), np.float32), np.ones((8, 3, 5), bool)
+    program = jax.jit(networks.masked_logits, static_argnums=0).lower(config, params, obs, legal)
+    products = [x for x in program.as_text().splitlines() if "stablehlo.dot_general" in x]
+    assert len(products) == len(config.hidden_sizes) + 1
+    assert all(f"precision = [{said}, {said}]" in x for x in products)
+    assert all(("bf16" in x) == (precision == "bfloat16") for x in products)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
