@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from gm_jax import cli
 from gm_jax.env import direct
@@ -167,14 +168,26 @@ def stances(actions):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns():
-    """Volatility triples for weeks: the cap follows it, the manager makes use of the cap.
+    """Volatility triples for weeks: the cap follows it on every world, and pays over them all.
 
-    The seed was chosen after seed 0, whose interval holds zero: see benchmarks/learning.md.
+    A third of a world's path has few changes of volatility, so the unit is the world: 24 of them,
+    about ten minutes. The interval is Student's, of the mean gain of one world.
     """
+    found = [volatility_step(seed) for seed in range(24)]
+    calm, wild, gains = np.array(found).T
+    print(np.round(found, 1))
+    assert (calm > wild).all()
+    assert calm.mean() > 1.5 * wild.mean() > 0
+    mean, error = gains.mean(), stats.sem(gains)
+    assert stats.t.interval(0.95, len(gains) - 1, mean, error)[0] > 0
+
+
+def volatility_step(seed):
+    """Return mean contracts in calm and in wild bars, and what the portfolio manager adds, USD."""
     money = {"point_value_usd": 2.0, "commission_usd": 0.75, "start_equity_usd": 50_000.0}
     limits = {"max_contracts": 20, "lots_large": 5, "max_leverage": 20.0, "max_drawdown": 0.9}
     setup = setup_of(
-        Source(market="volatility_step", seed=1),
+        Source(market="volatility_step", seed=seed),
         **(money | limits),
         num_episodes=64,
         market_bars=100_000,
@@ -184,5 +197,5 @@ def test_fewer_contracts_when_volatility_rises_and_the_portfolio_manager_earns()
     networks, span = trained(setup), setup.split.test
     held = np.abs(evaluation.team_ledger(setup, networks, span).position)
     calm = setup.loaded.world.state[slice(*span)] > 0
-    assert held[calm].mean() > 1.5 * held[~calm].mean() > 0
-    assert worth(setup, networks, "portfolio_manager")["net_pnl_ci95"][0] > 0
+    gain = worth(setup, networks, "portfolio_manager")["net_pnl"]
+    return held[calm].mean(), held[~calm].mean(), gain
