@@ -69,6 +69,10 @@ def cpu_rows() -> list[Row]:
         ]
         flags = "--set episode_length=125 --compare --decision"
         rows.append(Row(f"strategic, 64, {on}", f"bench strategic --num-envs 64 {flags}", cores))
+    rows += [  # how long the history is should not matter
+        Row(f"tactical, 64, {n:,} bars", f"bench tactical --num-envs 64 --set market_bars={n}", 1)
+        for n in (50_000, 1_000_000)
+    ]
     return rows
 
 

@@ -50,8 +50,9 @@ def quick_compiler():
 
 
 @pytest.fixture
-def optimised(quick_compiler):
+def optimised(quick_compiler, monkeypatch):
     """Compile as users do, where a test trains for long."""
+    monkeypatch.delenv(QUICK.upper())  # of the processes that it starts
     jax.config.update(QUICK, False)
     yield
     jax.config.update(QUICK, True)

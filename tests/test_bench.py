@@ -135,6 +135,7 @@ def bench(capsys, *flags):
     return json.loads(out), err
 
 
+@pytest.mark.slow
 def test_bench_measures_beside_pytorch(capsys, monkeypatch, one_core):
     rates = {}
 

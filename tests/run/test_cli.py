@@ -221,6 +221,7 @@ def test_runs_as_a_module():
 # real bars
 
 
+@pytest.mark.slow
 def test_real_five_minute_file_trains_to_a_run_directory(capsys, shared_data, tmp_path):
     file = shared_data / "NQ - 5 min - ETH.csv"
     flags = ["--data", file, "--preset", "quick", "--set", "num_episodes=3", "--json"]

@@ -1,9 +1,13 @@
-"""The tables of benchmarks/learning.md: full networks, eight seeds, two hours on two cores."""
+"""The tables of benchmarks/learning.md: minutes to hours on two cores."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from gm_jax.run import training
 from gm_jax.run.source import Source
@@ -30,8 +34,43 @@ def test_full_networks_reach_the_oracle_on_planted(tmp_path, name):
         settings = system.settings.replace(**changes, seed=seed)
         source = Source(market="planted", seed=seed)
         training.train(training.start(system, settings, source, tmp_path / str(seed)))
-        results = json.loads((tmp_path / str(seed) / "validation_results.json").read_text())
-        test = results["splits"]["test"]
-        shares.append(test["sharpe_ratio"] / test["oracle_sharpe"])
+        shares.append(share(tmp_path / str(seed)))
     print(np.round(shares, 3))
     assert np.mean(shares) > 0.85
+
+
+VARIANTS = {
+    "one device": ({}, "float32"),
+    "eight devices": ({"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}, "float32"),
+    "bfloat16": ({}, "bfloat16"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+def test_learns_as_well_on_eight_devices_and_in_bfloat16(tmp_path):
+    """On the same worlds from the same parameters; margin: a tenth of the oracle's Sharpe ratio."""
+    shares = {name: [quick_share(tmp_path, name, seed) for seed in range(8)] for name in VARIANTS}
+    for name, found in shares.items():
+        print(name, np.round(found, 3))
+        assert np.mean(found) > 0.75
+        gain = np.subtract(found, shares["one device"])
+        if gain.any():
+            bounds = stats.t.interval(0.95, len(gain) - 1, gain.mean(), stats.sem(gain))
+            print(np.round(bounds, 3))
+            assert bounds[0] > -0.1
+
+
+def quick_share(folder, name, seed):
+    """Return the share of the oracle that a quick run, in a process of its own, comes to."""
+    (environment, precision), out = VARIANTS[name], folder / f"{name}-{seed}"
+    program = [sys.executable, "-m", "gm_jax", "train", "tactical", "--preset", "quick"]
+    flags = ["--market", "planted", "--seed", str(seed), "--set", f"precision={precision}"]
+    subprocess.run([*program, *flags, "--out", out], env=os.environ | environment, check=True)
+    return share(out)
+
+
+def share(out):
+    """Return the share of the oracle's after-cost test Sharpe ratio that a run came to."""
+    test = json.loads((out / "validation_results.json").read_text())["splits"]["test"]
+    return test["sharpe_ratio"] / test["oracle_sharpe"]

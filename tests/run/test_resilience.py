@@ -127,7 +127,10 @@ def wait_for_lines(process, path, count):
 # writes that fail
 
 
-@pytest.mark.parametrize(("room", "named"), [(8_000, "checkpoints/"), (2_500, "metrics.jsonl")])
+@pytest.mark.parametrize(
+    ("room", "named"),
+    [pytest.param(8_000, "checkpoints/", marks=pytest.mark.slow), (2_500, "metrics.jsonl")],
+)
 def test_no_room_left_under_way(whole, tmp_path, bare, room, named):
     """Files of more than `room` bytes fail, as on a full disk, inside Orbax too."""
     out, said = tmp_path / "run", tmp_path / "said"

@@ -93,6 +93,7 @@ def test_a_position_carried_over_each_real_roll_earns_nothing_and_pays(shared_da
     assert ledger.roll_cost.nonzero()[0].tolist() == (rolls - 1).tolist()
 
 
+@pytest.mark.slow
 def test_trains_on_real_bars_end_to_end(capsys, shared_data, tmp_path):
     file = shared_data / "NQ - 30 min - ETH.csv"
     out = tmp_path / "run"

@@ -559,6 +559,7 @@ def test_ranking_does_not_look_at_the_test_split(whole, tmp_path, light, monkeyp
         assert one["test"]["net_pnl"] != other["test"]["net_pnl"]
 
 
+@pytest.mark.slow
 def test_one_compilation_for_each_combination_of_static_values(tmp_path, light, monkeypatch):
     """Static and traced keys mixed: two programs for sixteen members, three at a time."""
     seen = []
