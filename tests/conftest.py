@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
+from jax._src import compiler
 
 from gm_jax import cache
 
@@ -33,26 +37,51 @@ def pytest_unconfigure(config):
 
 
 QUICK = "jax_disable_most_optimizations"
+# XLA's newer code generator for CPUs takes twice as long; long training is .97 as fast without
+OLDER = "xla_cpu_use_fusion_emitters"
+HASTE = {QUICK.upper(): "1", "XLA_FLAGS": f"--{OLDER}=false"}  # of a process
+
+
+@contextmanager
+def in_haste() -> Iterator[None]:
+    """Compile in less time inside; all that is used behind it is compiled anew, as users do.
+
+    For runs so short that what is compiled hardly matters. What optimised programs compute to the
+    last bit is held to other computations in tests/env and tests/deploy, how they learn in
+    tests/mappo/test_probes.py and under `optimised`.
+    """
+    jax.devices()  # this process has read its flags; what is set below is for those it starts
+    usual = compiler.get_compile_options  # there is no public way to set options of all programs
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HASTE.items():
+            patch.setenv(name, value)
+        patch.setattr(compiler, "get_compile_options", partial(_with_older, usual))
+        jax.config.update(QUICK, True)
+        try:
+            yield
+        finally:
+            jax.config.update(QUICK, False)
+            jax.clear_caches()
+
+
+def _with_older(usual, *args, env_options_overrides=None, **kwargs):
+    options = {OLDER: False, **(env_options_overrides or {})}
+    return usual(*args, env_options_overrides=options, **kwargs)
 
 
 @pytest.fixture(scope="module")
 def quick_compiler():
-    """Compile in less time, for runs so short that what is compiled hardly matters.
-
-    What optimised programs compute to the last bit is held to other computations in tests/env and
-    tests/deploy, how they learn in tests/mappo/test_probes.py and under `optimised`.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(QUICK.upper(), "1")  # of the processes that tests start
-        jax.config.update(QUICK, True)
+    """Compile in less time throughout a module."""
+    with in_haste():
         yield
-        jax.config.update(QUICK, False)
 
 
 @pytest.fixture
 def optimised(quick_compiler, monkeypatch):
     """Compile as users do, where a test trains for long."""
-    monkeypatch.delenv(QUICK.upper())  # of the processes that it starts
+    for name in HASTE:  # of the processes that it starts
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(compiler, "get_compile_options", compiler.get_compile_options.args[0])
     jax.config.update(QUICK, False)
     yield
     jax.config.update(QUICK, True)

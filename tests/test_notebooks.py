@@ -20,6 +20,7 @@ from gm_jax.market.writing import write_csv
 from gm_jax.run import sweep
 from gm_jax.systems import TACTICAL
 from tests import notebooks
+from tests.conftest import HASTE
 from tests.notebooks import FOLDER, NAMES, changed, code, execute, outputs, text, written
 from tests.test_repository import MACHINE_PATH
 
@@ -31,7 +32,6 @@ TRAININGS = ("strategic_mappo_training", "tactical_mappo_training")
 BARS = 8_192
 SMALL = {"num_episodes": 2, "episode_length": 250, "market_bars": BARS, "validate_every": 1}
 UPLOADED = b"Date,Open"
-HASTE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compile in half the time
 
 
 def test_there_are_three():

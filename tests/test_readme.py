@@ -16,7 +16,6 @@ from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
-import jax
 import numpy as np
 import pytest
 import yaml
@@ -35,6 +34,8 @@ from gm_jax.run.source import Source
 from gm_jax.settings import Settings
 from gm_jax.systems import STRATEGIC, SYSTEMS, TACTICAL
 
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")  # the programs run for moments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,14 +66,6 @@ SNIPPETS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compile in less time: the programs run for moments."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def small():
     """Smaller defaults for both systems."""
@@ -83,7 +76,7 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def store(small, tmp_path_factory):
+def store(quick_compiler, small, tmp_path_factory):
     """The files that the snippets name: bars of both systems, and packages of teams.
 
     The tactical team's is of a run of the command line; what that said is in `said.txt`.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from gm_jax import cli
+from tests.conftest import in_haste
 
 
 # even odds at the start, and they stay: a team that is hardly trained trades all the time
@@ -43,7 +44,8 @@ def flags(settings: dict[str, str]) -> list[str]:
 def train(system: str, out: Path, *source: str, **settings: str) -> Path:
     """Train a team for moments, which exports it."""
     settings = TINY | {"initial_neutral": EVEN[system]} | settings
-    assert cli.main(["train", system, "--out", str(out), *source, *flags(settings)]) == 0
+    with in_haste():
+        assert cli.main(["train", system, "--out", str(out), *source, *flags(settings)]) == 0
     return out
 
 
