@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from gm_jax import batch_trials
 from gm_jax.bench import flops
+from gm_jax.mappo import learner
 from gm_jax.report import figures, plots
 from gm_jax.run import memory
 from gm_jax.trainer.data import size_class
@@ -146,7 +147,7 @@ def profile_model(trainer: MAPPOTrainer) -> dict[str, Any]:
     engine = trainer.engine
     with engine.placed():
         setup = engine.setup or batch_trials.stand_in(engine.system, engine.settings)
-        state = flops.abstract_state(setup)
+        state = learner.abstract_state(setup.market, setup.params, setup.config)
     nets = {"actor": state.networks.actor, "critic": state.networks.critic}
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in nets.items()

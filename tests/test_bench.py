@@ -263,7 +263,7 @@ def parameters(tree):
 def test_both_have_the_same_networks(loop, system, critic):
     changes = {name: getattr(system.settings, name) for name in ("hidden_sizes", "layer_norm")}
     setup = setup_of(system, critic=critic, **changes)
-    ours = flops.abstract_state(setup).networks
+    ours = learner.abstract_state(setup.market, setup.params, setup.config).networks
     theirs = loop.Learner(SimpleNamespace(**peer.sizes(setup)))
     for own, other in ((ours.actor, theirs.actor), (ours.critic, theirs.critic)):
         assert sum(x.size for x in jax.tree.leaves(own)) == sum(

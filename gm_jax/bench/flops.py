@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 
 from gm_jax.mappo import learner
-from gm_jax.mappo.types import TrainState
 from gm_jax.run.setup import Setup
 
 
@@ -19,7 +17,7 @@ def flops_per_env_step(setup: Setup) -> int:
     for that of the inputs, which the first layer does not need. An actor goes forward once to act,
     a critic twice to value this state and the next; both go forward and backward in every epoch.
     """
-    networks = abstract_state(setup).networks
+    networks = learner.abstract_state(setup.market, setup.params, setup.config).networks
     epochs = setup.config.num_epochs
     return sum(
         2 * weights(params) * (visits + 3 * epochs) - 2 * _first(params) * epochs
@@ -35,10 +33,3 @@ def weights(params: Any) -> int:
 def _first(params: Any) -> int:
     """Count the entries of the first layer's kernels."""
     return int(params["params"]["Dense_0"]["kernel"].size)
-
-
-def abstract_state(setup: Setup) -> TrainState:
-    """Return the shapes of a run's state."""
-    init = partial(learner.init_state, config=setup.config)
-    state: TrainState = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
-    return state

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.stages import Lowered
 
 from gm_jax.batch_trials import program_bytes
-from gm_jax.bench import flops, hlo
+from gm_jax.bench import hlo
 from gm_jax.env import core
 from gm_jax.env.types import Array, EnvParams, Market
 from gm_jax.mappo import learner
@@ -81,7 +81,7 @@ def memory_by_num_envs(setup: Setup) -> dict[str, int]:
 
 def lower(setup: Setup) -> Lowered:
     """Return the training program of one iteration before it is compiled."""
-    state = flops.abstract_state(setup)
+    state = learner.abstract_state(setup.market, setup.params, setup.config)
     return learner.train.lower(state, jnp.int32(1), *_arguments(setup), config=setup.config)
 
 

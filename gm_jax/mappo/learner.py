@@ -7,7 +7,7 @@ else leaves the device.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,15 @@ def init_state(key: Array, market: Market, params: EnvParams, config: Config) ->
     )
 
 
+def abstract_state(market: Market, params: EnvParams, config: Config) -> TrainState:
+    """Return the shapes and types of what `init_state` returns, without computing it.
+
+    Traced once for both where `config` is a keyword of either.
+    """
+    init = partial(init_state, config=config)
+    return cast(TrainState, jax.eval_shape(init, jax.random.key(0), market, params))
+
+
 def unscored(nets: Networks) -> Best:
     """Return what is best before any validation; its arrays are not those of `nets`."""
     return Best(
@@ -110,6 +119,7 @@ def train(
     return jax.lax.fori_loop(0, iterations, body, (state, rows))
 
 
+@partial(jax.jit, static_argnames="config")
 def iterate(
     state: TrainState,
     market: Market,

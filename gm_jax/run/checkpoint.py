@@ -15,7 +15,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,7 @@ class Checkpoints:
 
     def _read(self, path: Path, setup: Setup) -> TrainState:
         _require_same(path, belongs_to(setup))
-        init = partial(learner.init_state, config=setup.config)
-        shapes = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+        shapes = learner.abstract_state(setup.market, setup.params, setup.config)
         shapes = shapes.replace(key=jax.eval_shape(jax.random.key_data, shapes.key))
         shape = () if self.members is None else (self.members,)
         template = jax.tree.map(lambda x: np.empty((*shape, *x.shape), x.dtype), shapes)

@@ -75,8 +75,8 @@ def follow() -> None:
             cluster.leave()
             return
         setup = compiled.setup
-        init = partial(learner.init_state, config=setup.config)
-        state = init(jax.random.key(0), setup.market, setup.params)  # the leader's counts
+        market, params = setup.market, setup.params  # of the state, the leader's counts
+        state = learner.init_state(jax.random.key(0), market, params, config=setup.config)
         with Program(compiled, state) as program:
             program.follow()
 
@@ -94,8 +94,7 @@ def _rebuilt(config: dict[str, Any]) -> Setup:
 def compile_program(setup: Setup) -> Compiled:
     """Compile the training of a setup, for all devices that can share its environments."""
     began, mesh = time.monotonic(), mesh_of(setup.config)
-    init = partial(learner.init_state, config=setup.config)
-    state = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+    state = learner.abstract_state(setup.market, setup.params, setup.config)
     count, arguments = jnp.int32(1), _arguments(setup)
     if mesh is not None:
         state = jax.tree.map(_placed_shape, state, places(state, mesh))

@@ -189,8 +189,7 @@ def _compile(setup: Setup, axes: Any, size: int) -> Any:
     def shape(x: Any, axis: int | None) -> Any:
         return jax.ShapeDtypeStruct(x.shape if axis is None else (size, *x.shape), x.dtype)
 
-    init = partial(learner.init_state, config=setup.config)
-    state = jax.eval_shape(init, jax.random.key(0), setup.market, setup.params)
+    state = learner.abstract_state(setup.market, setup.params, setup.config)
     wide = jax.tree.map(lambda x: shape(x, 0), state)
     structure: Any = jax.tree.structure(arguments(setup))
     flat = structure.flatten_up_to(axes)  # None is an axis here, no empty tree
@@ -260,7 +259,7 @@ def _begin(
             say(f"warning: nothing in {checkpoints.directory} can be used, it is trained anew")
             shutil.rmtree(checkpoints.directory)
     states = [  # one after another, see `networks.init`
-        learner.init_state(key(number, one), one.market, one.params, one.config)
+        learner.init_state(key(number, one), one.market, one.params, config=one.config)
         for number, one in zip(chunk.numbers, chunk.setups, strict=True)
     ]
     return members.stack_states(states)

@@ -179,9 +179,11 @@ def test_no_room_at_the_start_leaves_nothing(tmp_path, monkeypatch):
     ("blocked", "said"),
     [
         ("plots", "plots: File exists"),
-        ("plots/equity_test.png", "plots/equity_test.png: Is a directory"),
         ("validation_results.json", "validation_results.json: Is a directory"),
-        ("training_statistics.json", "training_statistics.json: Is a directory"),
+        *(
+            pytest.param(name, f"{name}: Is a directory", marks=pytest.mark.slow)
+            for name in ("plots/equity_test.png", "training_statistics.json")
+        ),
     ],
 )
 def test_results_that_cannot_be_written(copy, capsys, blocked, said):
@@ -464,8 +466,17 @@ def test_second_signal_inside_a_save_ends_at_once(whole, tmp_path, bare, monkeyp
     assert_same(whole, learned(run.directory.path))
 
 
-@pytest.mark.parametrize("number", HANDLERS)
-@pytest.mark.parametrize("moment", ["metric_rows", "write_results", "prepare"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "prepare"),
+        (signal.SIGTERM, "metric_rows"),
+        (signal.SIGINT, "write_results"),
+        pytest.param(signal.SIGTERM, "prepare", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "metric_rows", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "write_results", marks=pytest.mark.slow),
+    ],
+)
 def test_signal_outside_the_loop_ends_at_once(
     finished, copy, tmp_path, monkeypatch, capfd, number, moment
 ):
