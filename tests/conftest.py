@@ -39,12 +39,16 @@ def pytest_unconfigure(config):
 QUICK = "jax_disable_most_optimizations"
 # XLA's newer code generator for CPUs takes twice as long; long training is .97 as fast without
 OLDER = "xla_cpu_use_fusion_emitters"
-HASTE = {QUICK.upper(): "1", "XLA_FLAGS": f"--{OLDER}=false"}  # of a process
+HASTE = {  # of a process; its programs are not those that this one keeps in the cache
+    QUICK.upper(): "1",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --{OLDER}=false".strip(),
+}
+USUAL = {name: os.environ.get(name) for name in HASTE}
 
 
 @contextmanager
 def in_haste() -> Iterator[None]:
-    """Compile in less time inside; all that is used behind it is compiled anew, as users do.
+    """Compile in less time inside; what runs after it is compiled anew, as users do.
 
     For runs so short that what is compiled hardly matters. What optimised programs compute to the
     last bit is held to other computations in tests/env and tests/deploy, how they learn in
@@ -79,10 +83,13 @@ def quick_compiler():
 @pytest.fixture
 def optimised(quick_compiler, monkeypatch):
     """Compile as users do, where a test trains for long."""
-    for name in HASTE:  # of the processes that it starts
+    for name, value in USUAL.items():  # of the processes that it starts
         monkeypatch.delenv(name)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     monkeypatch.setattr(compiler, "get_compile_options", compiler.get_compile_options.args[0])
     jax.config.update(QUICK, False)
+    jax.clear_caches()
     yield
     jax.config.update(QUICK, True)
 

@@ -191,7 +191,7 @@ def test_memory_grows_with_the_environments(capsys):
     assert sizes["2"] < sizes["8"] == result["program_memory_bytes"] < sizes["32"]
 
 
-@pytest.mark.parametrize("system", ["tactical", "strategic"])
+@pytest.mark.parametrize("system", ["tactical", pytest.param("strategic", marks=pytest.mark.slow)])
 def test_decisions_of_an_exported_model_are_timed(system):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     bars = {"market_bars": 4_000}

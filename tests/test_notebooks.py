@@ -258,6 +258,7 @@ def test_a_sweep_is_ranked_and_its_best_run_shown(tmp_path):
     assert finished(tmp_path, "best").parent.name.endswith("-sweep-tactical")
 
 
+@pytest.mark.slow
 def test_strategic_trains_on_a_file(tmp_path):
     bars = generate("planted", bars=6_000, minutes=30, seed=0).bars
     write_csv(bars, tmp_path / "bars.csv")

@@ -7,7 +7,7 @@ else leaves the device.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +61,11 @@ def init_state(key: Array, market: Market, params: EnvParams, config: Config) ->
 
 
 def abstract_state(market: Market, params: EnvParams, config: Config) -> TrainState:
-    """Return the shapes and types of what `init_state` returns, without computing it.
-
-    Traced once for both where `config` is a keyword of either.
-    """
-    init = partial(init_state, config=config)
-    return cast(TrainState, jax.eval_shape(init, jax.random.key(0), market, params))
+    """Return the shapes and types of what `init_state` returns, without computing it."""
+    state: TrainState = jax.eval_shape(
+        lambda *inputs: init_state(*inputs, config), jax.random.key(0), market, params
+    )
+    return state
 
 
 def unscored(nets: Networks) -> Best:
@@ -119,7 +118,7 @@ def train(
     return jax.lax.fori_loop(0, iterations, body, (state, rows))
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames="config")  # `train` uses it twice, traces it once
 def iterate(
     state: TrainState,
     market: Market,

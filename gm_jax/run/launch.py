@@ -75,8 +75,8 @@ def follow() -> None:
             cluster.leave()
             return
         setup = compiled.setup
-        market, params = setup.market, setup.params  # of the state, the leader's counts
-        state = learner.init_state(jax.random.key(0), market, params, config=setup.config)
+        # only its shapes matter: the leader sends the state
+        state = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
         with Program(compiled, state) as program:
             program.follow()
 

@@ -259,7 +259,7 @@ def _begin(
             say(f"warning: nothing in {checkpoints.directory} can be used, it is trained anew")
             shutil.rmtree(checkpoints.directory)
     states = [  # one after another, see `networks.init`
-        learner.init_state(key(number, one), one.market, one.params, config=one.config)
+        learner.init_state(key(number, one), one.market, one.params, one.config)
         for number, one in zip(chunk.numbers, chunk.setups, strict=True)
     ]
     return members.stack_states(states)

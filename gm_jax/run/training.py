@@ -87,7 +87,7 @@ def start(
         compiled = launch.together(setup, source)
         setup = compiled.setup
         state = learner.init_state(
-            jax.random.key(settings.seed), setup.market, setup.params, config=setup.config
+            jax.random.key(settings.seed), setup.market, setup.params, setup.config
         )
         checkpoints = Checkpoints(directory.checkpoints)
         checkpoints.save(setup, state)

@@ -48,8 +48,8 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_learns_as_well_on_eight_devices_and_in_bfloat16(tmp_path):
-    """On the same worlds from the same parameters, no loss is seen.
+def test_no_loss_of_learning_is_seen_on_eight_devices_and_in_bfloat16(tmp_path):
+    """On the same worlds from the same parameters.
 
     The paired 95 % interval that is printed says how large a one might have gone unseen.
     """
