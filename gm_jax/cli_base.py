@@ -77,16 +77,16 @@ def system_named(name: str) -> System:
 
 def settings_of(arguments: argparse.Namespace, system: System) -> Settings:
     """Merge defaults, preset, file, --set and --seed, later ones winning."""
-    settings = system.settings
+    layers: list[config.Layer] = []
     if arguments.preset == "quick":
-        settings = settings.replace(**system.quick)
+        layers.append((system.quick, "--preset quick"))
     if arguments.config:
-        settings = config.read_config(arguments.config, system.name, settings)
-    settings = config.change(settings, config.parse_assignments(arguments.set), "--set")
-    settings = config.change(settings, analyses(arguments), "--walk-forward, --null")
+        layers.append(config.read_section(arguments.config, system.name))
+    layers.append((config.parse_assignments(arguments.set), "--set"))
+    layers.append((analyses(arguments), "--walk-forward, --null"))
     if arguments.seed is not None:
-        settings = config.change(settings, {"seed": arguments.seed}, "--seed")
-    return settings
+        layers.append(({"seed": arguments.seed}, "--seed"))
+    return config.merge(system.settings, layers)
 
 
 def analyses(arguments: argparse.Namespace) -> dict[str, str]:

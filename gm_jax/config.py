@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,11 +15,23 @@ from gm_jax.errors import UserError
 from gm_jax.settings import INSTRUMENTS, Settings
 
 
+Layer = tuple[Mapping[str, Any], str]  # settings whose values may still be text, and from where
+
+
 def read_config(path: str | Path, system: str, base: Settings) -> Settings:
     """Return `base` changed by the section `system` of a YAML file.
 
     Raises:
-        UserError: unreadable file, unknown section or key, value of the wrong type.
+        UserError: see `read_section` and `merge`.
+    """
+    return merge(base, [read_section(path, system)])
+
+
+def read_section(path: str | Path, system: str) -> Layer:
+    """Return the section `system` of a YAML file.
+
+    Raises:
+        UserError: unreadable file, unknown section, one contract with another's money.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -39,18 +51,51 @@ def read_config(path: str | Path, system: str, base: Settings) -> Settings:
     section = document.get(system)
     if not isinstance(section, dict):
         raise UserError(f"The config {path} has no section `{system}`.")
-    return change(base, section, where=f"{path}, section {system}")
+    where = f"{path}, section {system}"
+    _require_own_money(section, where)
+    return section, where
+
+
+def _require_own_money(section: Mapping[str, Any], where: str) -> None:
+    """Refuse a contract with another's money: a copied section in which only the name is new."""
+    name = section.get("instrument")
+    if name not in INSTRUMENTS or "point_value_usd" not in section:
+        return
+    point = _real(section["point_value_usd"])
+    for other, money in INSTRUMENTS.items():
+        if other != name and point == money["point_value_usd"]:
+            raise UserError(
+                f"`instrument` is {name}, but `point_value_usd` is {point:g}, that of {other} "
+                f"({where}). Leave point_value_usd and commission_usd out: naming the instrument "
+                "sets both."
+            )
 
 
 def change(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
-    """Return `base` with changes whose values may still be text.
+    """Return `base` with changes whose values may still be text, see `merge`."""
+    return merge(base, [(changes, where)])
+
+
+def merge(base: Settings, layers: Iterable[Layer]) -> Settings:
+    """Return `base` with layers of changes, later ones winning; what they come to is checked.
 
     Raises:
-        UserError: unknown key (with the nearest known one) or a value of the wrong type.
+        UserError: unknown key (with the nearest known one), a value of the wrong type, or settings
+            that do not go together.
     """
+    market = dict(base.market_parameters)
+    typed: dict[str, Any] = {}
+    for changes, where in layers:
+        typed |= _typed_layer(changes, where, market)
+    return base.replace(**typed, market_parameters=market)
+
+
+def _typed_layer(
+    changes: Mapping[str, Any], where: str, market: dict[str, float]
+) -> dict[str, Any]:
+    """Return a layer with typed values; parameters of the market go into `market`."""
     hints = get_type_hints(Settings)
     typed: dict[str, Any] = {}
-    market = dict(base.market_parameters)
     for key, value in changes.items():
         key = str(key)
         if key.startswith("market."):
@@ -65,8 +110,7 @@ def change(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else f" Known: {', '.join(hints)}."
             raise UserError(f"Unknown setting `{key}` ({where}).{hint}")
-    implied = INSTRUMENTS.get(typed.get("instrument", ""), {})
-    return base.replace(**(implied | typed), market_parameters=market)
+    return INSTRUMENTS.get(typed.get("instrument", ""), {}) | typed
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gm_jax import config
+from gm_jax import cli, cli_base, config
 from gm_jax.errors import UserError
 from gm_jax.settings import Settings
 from gm_jax.systems import SYSTEMS
@@ -81,6 +81,7 @@ def test_what_no_run_could_use_is_refused(text, said):
         ("tactical: {1: 2}", "Unknown setting `1`"),
         ("tactical: {market_parameters: 5}", "expected a mapping"),
         ("tactcal: {}", "expected the sections"),
+        ("tactical: {instrument: NQ, point_value_usd: 2.0}", "is 2, that of MNQ.*sets both"),
         ("", "expected the sections"),
         ("tactical: {a: [", "is not YAML"),
     ],
@@ -90,6 +91,23 @@ def test_config_files_are_read_strictly(tmp_path, text, said):
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         config.read_config(file, "tactical", Settings())
+
+
+def test_of_preset_file_set_and_seed_the_later_wins(tmp_path):
+    """Whatever their order on the command line."""
+    file, system = tmp_path / "c.yaml", SYSTEMS["tactical"]
+    file.write_text("tactical: {hidden_sizes: [32], num_epochs: 2, num_envs: 16, seed: 1}")
+    flags = ["--seed=3", "--set=num_envs=24", "--set=seed=2", f"--config={file}", "--preset=quick"]
+    found = cli_base.settings_of(cli._parser().parse_args(["train", "tactical", *flags]), system)
+    assert system.quick["hidden_sizes"] != (32,)
+    later = {"hidden_sizes": (32,), "num_epochs": 2, "num_envs": 24, "seed": 3}
+    assert found == system.settings.replace(**system.quick | later)
+    assert found.num_episodes != system.settings.num_episodes  # the preset's own
+
+    file.write_text("tactical: {episode_length: 300}")  # together with what --set says it fits
+    flags = [f"--config={file}", "--set=rollout_length=100"]
+    found = cli_base.settings_of(cli._parser().parse_args(["train", "tactical", *flags]), system)
+    assert (found.episode_length, found.rollout_length) == (300, 100)
 
 
 def test_naming_an_instrument_sets_its_money():
