@@ -22,6 +22,7 @@ from gm_jax.mappo.types import TrainState
 from gm_jax.run import record
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import PART, RunDirectory, to_json, writing
+from gm_jax.run.results import stored_iterations
 from gm_jax.run.setup import Setup
 
 
@@ -53,10 +54,13 @@ def export_run(
         safetensors: write safetensors files as well.
 
     Raises:
-        UserError: no run, no PyTorch, or files that cannot be written.
+        UserError: no run, no PyTorch, a folder with other things in it, or files that cannot be
+            written.
     """
     require_torch()
     directory = RunDirectory.open(run)
+    if out and not _same(out, run):
+        _require_own(out)
     setup, _ = record.reopen(directory)
     checkpoints = Checkpoints(directory.checkpoints)
     state = checkpoints.restore(setup)
@@ -76,14 +80,16 @@ def export(
 ) -> dict[str, Any]:
     """Write the package of a run, see `export_run`."""
     target = out or directory.path
+    # a report of before a resume is of other networks
+    reported = stored_iterations(directory) == int(state.iteration)
     files = {
         **_networks(directory, setup, state, layout, onnx, safetensors),
         STATE: _json(feature_state(setup)),
         "deploy_model.py": bundle.assemble(setup.system.name).encode(),
         NEEDED: (directory.path / NEEDED).read_bytes(),
-        "README.md": readme.text(directory, setup, layout).encode(),
+        "README.md": readme.text(directory, setup, layout, reported).encode(),
     }
-    if target != directory.path:
+    if reported and not _same(target, directory.path):
         files |= dict(_told(directory.path))
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -104,6 +110,40 @@ def require_torch() -> None:
             "PyTorch is not installed, and the exporter needs it: "
             "pip install torch, then try again."
         )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Return whether two paths are one folder, however spelled."""
+    return one.resolve() == other.resolve()
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse a folder where a package might replace what is of none.
+
+    Raises:
+        UserError: it is a run directory, or has files without a package's manifest.
+    """
+    if (folder / NEEDED).exists() and RunDirectory(folder).checkpoints.exists():
+        raise UserError(
+            f"{folder} is the directory of another run, expected a folder for the package alone. "
+            f"Name another with --out; that run is exported by `gm-jax export {folder}`."
+        )
+    found = None if _listed(folder) else next(_foreign(folder), None)
+    if found is not None:
+        raise UserError(
+            f"{folder} holds {found}, but no {MANIFEST} of an earlier package; expected one, or an "
+            "empty folder. Name another with --out."
+        )
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """Yield files that are neither hidden nor left by an export killed before its manifest."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
+        left = path.suffix == STAGED or str(name) == MANIFEST + PART
+        if not (path.is_dir() or hidden or left):
+            yield name
 
 
 def _networks(
@@ -205,8 +245,8 @@ def _listed(target: Path) -> set[str]:
     try:
         manifest = json.loads((target / MANIFEST).read_text())
         return {*manifest["files"], *manifest["removed"]}
-    except (OSError, ValueError, KeyError):
-        return set()  # none, or one that nobody can read: nothing of it is removed
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()  # none, another program's or unreadable: nothing of it is removed
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,17 +14,18 @@ from gm_jax.run.setup import Setup
 SPLITS = ("validation", "test")
 
 
-def text(directory: RunDirectory, setup: Setup, layout: str) -> str:
+def text(directory: RunDirectory, setup: Setup, layout: str, reported: bool) -> str:
     """Return the README of a run's package.
 
     Args:
-        directory: of the run, with its results.
+        directory: of the run.
         setup: of the run.
         layout: of the checkpoints.
+        reported: whether the directory's results are of these networks.
     """
     config = directory.config()
     path = directory.path / "validation_results.json"
-    results = json.loads(path.read_text()) if path.exists() else None
+    results = json.loads(path.read_text()) if reported else None
     parts = (
         _what(setup, config),
         _worth(results),
@@ -62,7 +63,7 @@ def _what(setup: Setup, config: dict[str, Any]) -> Iterator[str]:
 def _worth(results: dict[str, Any] | None) -> Iterator[str]:
     yield "## What it was worth\n"
     if results is None:
-        yield "This run was exported before it was evaluated: nothing is known of its worth.\n"
+        yield "Exported before an evaluation of these networks: nothing is known of their worth.\n"
         return
     yield (
         "One account through each split, all costs paid, beside what holding the market at the "

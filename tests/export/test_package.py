@@ -128,3 +128,101 @@ def test_without_torch_one_line_says_how(capsys, tmp_path, monkeypatch):
     run = SimpleNamespace(directory=SimpleNamespace(path="exports/mine"))
     training._export(run)
     assert "pip install torch && gm-jax export exports/mine" in capsys.readouterr().err
+
+
+def make_run(folder):
+    """Write what a run directory is known by, and what it says of itself."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "plots").mkdir()
+    for name in ("model_config.json", *package.TOLD, "plots/equity.png"):
+        (folder / name).write_text(f"{name} of {folder.name}")
+    (folder / "validation_results.json").write_text('{"iterations": 5}')
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run directory whose networks are at hand; the working directory is the one above."""
+    setup = SimpleNamespace(system=SimpleNamespace(name="tactical"))
+    state = SimpleNamespace(best=SimpleNamespace(iteration=3), iteration=5)
+    stored = SimpleNamespace(restore=lambda setup: state, close=lambda: None)
+    monkeypatch.setattr(package.record, "reopen", lambda directory: (setup, None))
+    monkeypatch.setattr(package, "Checkpoints", lambda path: stored)
+    monkeypatch.setattr(package, "_networks", lambda *_: {"a.pth": b"new a"})
+    monkeypatch.setattr(package, "feature_state", lambda setup: {})
+    monkeypatch.setattr(
+        package.readme, "text", lambda *_: "worth this" if _[-1] else "of unknown worth"
+    )
+    monkeypatch.chdir(tmp_path)
+    return make_run(tmp_path / "run")
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_run_directory_spelled_otherwise_keeps_its_results(run, tmp_path):
+    before = contents(run)
+    (tmp_path / "link").symlink_to(run)
+    for spelling in (run, "link", "link/../run"):
+        assert cli.main(["export", "run", "--out", str(spelling)]) == 0
+        listed = json.loads((run / "manifest.json").read_text())["files"]
+        assert not {*package.TOLD, "plots/equity.png"} & set(listed)
+        assert cli.main(["export", "run"]) == 0
+        assert before.items() <= contents(run).items()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", "of a project"),
+        ("src/a.py", "of a project"),
+        ("manifest.json", '{"name": "an app"}'),
+        ("manifest.json", "[]"),
+    ],
+)
+def test_files_of_no_package_are_not_replaced(run, capsys, tmp_path, monkeypatch, name, content):
+    (tmp_path / "project" / name).parent.mkdir(parents=True)
+    (tmp_path / "project" / name).write_text(content)
+    before = contents(tmp_path)
+    monkeypatch.setattr(package.record, "reopen", None)  # refused before anything is computed
+    assert cli.main(["export", "run", "--out", "project"]) == 2
+    assert f"project holds {name}, but no manifest.json of" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_another_run_is_not_replaced(run, capsys, tmp_path, monkeypatch):
+    other = make_run(tmp_path / "other")
+    for exported in (False, True):
+        if exported:
+            package.publish(other, OLD, {})
+        before = contents(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(package.record, "reopen", None)
+            assert cli.main(["export", "run", "--out", "other"]) == 2
+        assert "other is the directory of another run" in capsys.readouterr().err
+        assert contents(other) == before
+
+
+def test_earlier_package_and_leftovers_give_way(run, tmp_path):
+    package.publish(tmp_path / "earlier", OLD, {})
+    left = tmp_path / "left"
+    for name in ("a.pth.new", "plots/equity.png.new", "manifest.json.part", ".DS_Store", ".git/x"):
+        (left / name).parent.mkdir(parents=True, exist_ok=True)
+        (left / name).write_bytes(b"left")
+    (tmp_path / "empty").mkdir()
+    for folder in ("earlier", "left", "empty", "none/yet"):
+        for _ in range(2):
+            assert cli.main(["export", "run", "--out", folder]) == 0
+            found = in_force(tmp_path / folder)
+            assert found["a.pth"] == b"new a" and "gone.onnx" not in found
+            assert found["plots/equity.png"] == b"plots/equity.png of run"
+
+
+def test_a_report_of_before_a_resume_is_not_passed_on(run, tmp_path):
+    for iterations, passed_on in ((5, True), (3, False)):
+        (run / "validation_results.json").write_text(json.dumps({"iterations": iterations}))
+        assert cli.main(["export", "run", "--out", "model"]) == 0
+        found = in_force(tmp_path / "model")
+        assert {*package.TOLD} <= set(found) if passed_on else not {*package.TOLD} & set(found)
+        assert (found["README.md"] == b"worth this") == passed_on
