@@ -17,12 +17,10 @@ import numpy as np
 
 from gm_jax.deploy import ledger
 from gm_jax.deploy.package import CONFIG, agents
-from gm_jax.deploy.trading_env import MOST_OVERDUE, Desk
+from gm_jax.deploy.trading_env import Desk, closed_by, following, why_not_live
 from gm_jax.errors import UserError
 from gm_jax.market import loader
 from gm_jax.market.bars import Bars
-from gm_jax.market.calendar import MINUTE, overdue
-from gm_jax.market.data_report import iso
 
 
 POLL = 1.0  # seconds between two looks at a file that grows
@@ -110,38 +108,41 @@ def _system(model: Path) -> str:
 
 
 def _pieces(arguments: argparse.Namespace, desk: Desk) -> Iterator[Bars]:
-    """Yield the bars of the file and, if it is followed, those that come."""
-    bars = _load(arguments, desk, live=0)
+    """Yield the bars of the file and, if it is followed, those that come, once they may be used.
+
+    Bars that are late or stand behind a hole are held back with a word; when newer ones are in
+    time and whole, the paper account goes through all of them.
+    """
+    size = _size_of_whole_lines(arguments.data) if arguments.follow else None
+    bars, told = _load(arguments, desk), None
     yield bars
-    if not arguments.follow:
-        return
-    size, told = arguments.data.stat().st_size, None
-    while True:
+    while arguments.follow:
         time.sleep(POLL)
-        last = int(bars.time[-1])
-        if arguments.data.stat().st_size != size and _whole(arguments.data):
-            size = arguments.data.stat().st_size
-            bars = _load(arguments, desk, live=desk.feed.warmup + 1)
-            new = bars[int(np.searchsorted(bars.time, last, side="right")) :]
-            if len(new):
-                yield new
-        late = overdue(int(bars.time[-1]), bars.minutes, time.time_ns())
-        if late > MOST_OVERDUE and told != last:
+        grown = _size_of_whole_lines(arguments.data)
+        if grown not in (None, size):
+            size, bars = grown, _load(arguments, desk)
+        new, last = following(desk, bars), bars.time[-1:].tolist()
+        if reason := why_not_live(bars, desk.feed.warmup, time.time_ns()):
+            if last != told:
+                print(f"no decision: {reason}", file=sys.stderr)
             told = last
-            print(
-                f"no decision: the last closed bar is of {iso(last)}, {late} bars are overdue",
-                file=sys.stderr,
-            )
+        elif len(new):
+            yield new
 
 
-def _whole(path: Path) -> bool:
-    """Return whether the last line of a file is not half-written."""
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
+def _size_of_whole_lines(path: Path) -> int | None:
+    """Return the size of a file; None while it is being replaced or its last line written."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            return size if file.read() == b"\n" else None
+    except FileNotFoundError:
+        return None
 
 
-def _load(arguments: argparse.Namespace, desk: Desk, live: int) -> Bars:
+def _load(arguments: argparse.Namespace, desk: Desk) -> Bars:
+    """Return the bars of the file; of one that is followed those that have closed."""
     config = desk.package.config
     bars, report = loader.load(
         arguments.data,
@@ -151,14 +152,12 @@ def _load(arguments: argparse.Namespace, desk: Desk, live: int) -> Bars:
         repair=arguments.repair,
         around_the_clock=arguments.around_the_clock,
         tick=config["settings"]["tick_points"],
-        live=live,
+        live=desk.feed.warmup + 1 if arguments.follow else 0,
     )
-    if not live:
+    if desk.feed.last is None:
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        return bars
-    closes = bars.time + bars.minutes * MINUTE
-    return bars[: int(np.searchsorted(closes, time.time_ns(), side="right"))]
+    return closed_by(bars, time.time_ns()) if arguments.follow else bars
 
 
 def _tell(desk: Desk, made: int) -> None:

@@ -65,20 +65,25 @@ class Trader:
         self._last: Bar | None = None
         self._truth: dict[str, Any] = {}
 
-    def step(self, bar: Bar, mandate: tuple[float, float] = (-1.0, 1.0)) -> Decision:
+    def step(
+        self, bar: Bar, mandate: tuple[float, float] = (-1.0, 1.0), *, newest: bool = True
+    ) -> Decision:
         """Fill the order at the bar's open, mark the account at its close, and decide.
 
         Args:
             bar: the next one; the first finds a flat account.
             mandate: least and most position admitted, shares of the maximum.
+            newest: whether what was synced is of this bar's close; of the past it is not.
         """
-        seen = self.look(bar, mandate)
+        seen = self.look(bar, mandate, newest=newest)
         return self.decide(seen, seen.logits.argmax(axis=1).astype(np.int32))
 
-    def look(self, bar: Bar, mandate: tuple[float, float]) -> Seen:
+    def look(self, bar: Bar, mandate: tuple[float, float], *, newest: bool = True) -> Seen:
         """Carry the account to the close of the bar and ask the actors; nothing is decided."""
         market = self._market(bar, mandate)
         state = self._arrive(market)
+        if self._truth and newest:
+            state = self._corrected(state, market)
         bounds = account.bounds(state, market, self.params)
         roles = self.team.role_values(state, self.params)
         inputs = np.empty((len(roles), len(bar.features) + 1), np.float32)
@@ -115,11 +120,9 @@ class Trader:
         """Return the account at the close of the new bar, index 1 of the market."""
         if self.state is None or self._order is None:
             first: Any = 1
-            state = start(first, self.params, self.team)
-        else:
-            before = self.state.replace(t=0)
-            state, _ = settle(before, self._order, market, self.params, self.team)
-        return self._corrected(state, market) if self._truth else state
+            return start(first, self.params, self.team)
+        state, _ = settle(self.state.replace(t=0), self._order, market, self.params, self.team)
+        return state
 
     def sync(self, **truth: Any) -> None:
         """Put the broker's truth in the place of the paper account's, at the next decision.
@@ -154,7 +157,7 @@ class Trader:
         cents = {k: round(truth[k] * 100) for k in MONEY if k in truth}
         controls = {k: int(v) for k, v in truth.items() if k in vars(state.controls)}
         if "position" in truth:
-            state = state.replace(position=int(truth["position"]))
+            state = self._holding(int(truth["position"]), state, market)
             if self.state is None:  # a fresh paper account: what is held is what is wanted
                 controls = {"desired": state.position} | controls
         if self.state is None and "equity" in cents:
@@ -164,3 +167,12 @@ class Trader:
         halted = account.below(state.equity, state.session_equity, self.params.daily_loss)
         closed = account.closing_reason(state, market.bars[1][CLOSE], self.params)
         return state.replace(halted=state.halted | halted, closed=closed)
+
+    def _holding(self, position: int, state: Any, market: Any) -> Any:
+        """Return the account with another position; where it is larger the stop is set anew."""
+        held, after = int(state.position), state.replace(position=position)
+        if abs(position) <= abs(held) and position * held > 0:
+            return after
+        close, atr = market.bars[1][CLOSE], market.atr[1]
+        stop = account.stop_price(after.position, close, atr, self.params)
+        return after.replace(stop=int(stop))

@@ -71,9 +71,9 @@ class Desk:
             mandate: least and most position admitted, shares of the maximum.
         """
         made, began = [], time.perf_counter()
-        for bar in self.feed.take(bars):
+        for number, bar in enumerate(self.feed.take(bars), 1):
             if bar is not None:
-                self.decision = self.trader.step(bar, mandate)
+                self.decision = self.trader.step(bar, mandate, newest=number == len(bars))
                 made.append(self.decision)
                 self.latency.append(time.perf_counter() - began)
             began = time.perf_counter()
@@ -143,7 +143,8 @@ class TradingEnvironment:
         Args:
             system: whose account; may be left out where one team is loaded.
             truth: `position` (contracts), `equity`, `session_equity`, `peak` (USD), and the team's
-                controls by name, e.g. `desired`; as they stand at the close of the bar to come.
+                controls by name, e.g. `desired`; as they stand at the close of the newest bar of
+                the next frame.
 
         Raises:
             UserError: an unknown name, or a value that no account can have.
@@ -160,19 +161,21 @@ class TradingEnvironment:
     def _actions(self, system: str, frame: pd.DataFrame) -> dict[str, int]:
         desk = self._desk(system)
         bars = self._bars(desk, frame)
-        new = _following(desk, bars)
-        if self.live:
-            self._require_live(desk, bars)
+        new = following(desk, bars)
+        reason = why_not_live(bars, desk.feed.warmup, self._now()) if self.live else ""
+        if reason:
+            raise UserError(f"{reason}. For bars of the past make TradingEnvironment(live=False).")
         if len(new):
             if desk.decision is None:  # the paper account is opened now, not in the past
                 desk.feed.skip(new[:-1])
                 new = new[-1:]
-            if not desk.step(new, self._mandate(desk)):
-                raise UserError(
-                    f"The warm-up is not over: {desk.feed.bars_seen:,} bars, the first decision "
-                    f"takes {desk.feed.warmup + 1:,}. Hand over more of the past."
-                )
-        found = self.decision(system)
+            desk.step(new, self._mandate(desk))
+        if desk.decision is None:
+            raise UserError(
+                f"The warm-up is not over: {desk.feed.bars_seen:,} bars, the first decision takes "
+                f"{desk.feed.warmup + 1:,}. Hand over more of the past."
+            )
+        found = desk.decision
         return dict(zip(agents(desk.package.config), map(int, found.actions), strict=True))
 
     def _bars(self, desk: Desk, frame: pd.DataFrame) -> Bars:
@@ -190,31 +193,10 @@ class TradingEnvironment:
         )
         if not self.live:
             return bars
-        closes = bars.time + bars.minutes * MINUTE
-        return bars[: int(np.searchsorted(closes, int(self._clock() * 1e9), side="right"))]
+        return closed_by(bars, self._now())
 
-    def _require_live(self, desk: Desk, bars: Bars) -> None:
-        """Refuse to decide on bars that are old or have holes.
-
-        Raises:
-            UserError: the last closed bar is stale, or bars are missing in the warm-up.
-        """
-        if not len(bars):
-            raise UserError("No bar of the frame has closed yet.")
-        late = overdue(int(bars.time[-1]), bars.minutes, int(self._clock() * 1e9))
-        if late > MOST_OVERDUE:
-            raise UserError(
-                f"The last closed bar is of {iso(bars.time[-1])}; {late} bars have closed since. "
-                "Hand over newer bars; for bars of the past make TradingEnvironment(live=False)."
-            )
-        tail = bars[-desk.feed.warmup :]
-        holes = np.flatnonzero(tail.hole[1:]) + 1  # what lies before the first is past
-        if len(holes):
-            raise UserError(
-                f"Bars are missing before {iso(tail.time[holes[-1]])}, inside the "
-                f"{desk.feed.warmup:,} bars that a decision rests on: fill the hole in the frame, "
-                "or wait until as many bars have followed it."
-            )
+    def _now(self) -> int:
+        return int(self._clock() * 1e9)
 
     def _mandate(self, desk: Desk) -> tuple[float, float]:
         """Return the least and the most position admitted, shares of the maximum."""
@@ -229,7 +211,37 @@ class TradingEnvironment:
         return min(share, 0.0), max(share, 0.0)
 
 
-def _following(desk: Desk, bars: Bars) -> Bars:
+def closed_by(bars: Bars, now: int) -> Bars:
+    """Return the bars that have closed; `now` in ns UTC."""
+    closes = bars.time + bars.minutes * MINUTE
+    return bars[: int(np.searchsorted(closes, now, side="right"))]
+
+
+def why_not_live(bars: Bars, warmup: int, now: int) -> str:
+    """Return why nothing may be decided at the last bar now, and nothing where it may.
+
+    Args:
+        bars: those that have closed.
+        warmup: how many of them a decision rests on.
+        now: ns UTC.
+    """
+    if not len(bars):
+        return "No bar has closed yet"
+    late = overdue(int(bars.time[-1]), bars.minutes, now)
+    if late > MOST_OVERDUE:
+        last = iso(bars.time[-1])
+        return f"The last closed bar is of {last}; {late} bars have closed since and are needed"
+    tail = bars[-warmup:]
+    holes = np.flatnonzero(tail.hole[1:]) + 1  # what lies before the first is past
+    if len(holes):
+        return (
+            f"Bars are missing before {iso(tail.time[holes[-1]])}, inside the {warmup:,} bars "
+            "that a decision rests on: fill the hole, or wait until as many bars have followed it"
+        )
+    return ""
+
+
+def following(desk: Desk, bars: Bars) -> Bars:
     """Return the bars after the last one that was taken, restoring what training left if it fits.
 
     Raises:
@@ -239,7 +251,8 @@ def _following(desk: Desk, bars: Bars) -> Bars:
     if last is None:
         state = desk.package.feature_state
         begins = np.searchsorted(bars.time, state["last"]["time"])
-        if begins < len(bars) and _same(bars, begins, state["last"]):
+        # where none follows the bar to decide on is the last one itself, and comes from the frame
+        if begins + 1 < len(bars) and _same(bars, begins, state["last"]):
             desk.feed.restore(state)
             return bars[begins + 1 :]
         return bars

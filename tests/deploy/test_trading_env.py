@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pandas as pd
@@ -95,8 +96,9 @@ def test_bars_may_come_in_any_portions(package, frame):
 
 def test_warmup_must_be_over(package, frame):
     env = environment(package)
-    with refuses("warm-up is not over: 50 bars"):
-        env.get_tactical_actions(frame[:50])
+    for _ in range(2):
+        with refuses("warm-up is not over: 50 bars"):
+            env.get_tactical_actions(frame[:50])
 
 
 def test_feature_state_of_other_features_is_refused(package, monkeypatch):
@@ -123,6 +125,8 @@ def test_start_from_feature_state_equals_start_from_first_bar(package, tmp_path)
         found = remembering.get_tactical_actions(longer[:end])
         assert found == anew.get_tactical_actions(longer[:end])
     assert remembering._desks[SYSTEM].feed.state() == anew._desks[SYSTEM].feed.state()
+    # nothing new yet: the last bar of the run itself is decided on
+    assert len(environment(package).get_tactical_actions(whole)) == 3
     # it did begin there: the other has seen the same bars, but one by one
     assert remembering.decision(SYSTEM)[2:] == anew.decision(SYSTEM)[2:]
 
@@ -147,6 +151,29 @@ def test_sync_replaces_the_paper_account(package, frame):
     assert (decided.position, decided.equity) == (2, 9_900_050)
     env.get_tactical_actions(frame[:1_002])
     assert env.decision(SYSTEM).equity != 9_900_050  # two contracts or a trade moved it
+
+
+def test_sync_is_of_the_newest_bar_where_some_were_missed(package, frame):
+    env = environment(package)
+    env.get_tactical_actions(frame[:1_000])
+    env.sync(position=2, equity=99_000.5)
+    env.get_tactical_actions(frame[:1_003])
+    decided = env.decision(SYSTEM)
+    assert (decided.position, decided.equity) == (2, 9_900_050)
+
+
+def test_a_position_that_was_synced_has_its_own_stop(package, frame):
+    env = environment(package)
+    trader = env._desks[SYSTEM].trader
+    trader.params = trader.params.replace(stop_atr=2.0)
+    env.get_tactical_actions(frame[:1_000])
+    for end, position in ((1_001, 0), (1_002, 2), (1_003, -2)):
+        env.sync(position=position)
+        env.get_tactical_actions(frame[:end])
+        price = round(frame["Close"][end - 1] / 0.25)
+        assert trader.state.position == position
+        assert np.sign(trader.state.stop - price) == -np.sign(position) if position else True
+        assert (trader.state.stop == 0) == (position == 0)
 
 
 def test_sync_before_the_first_call_wants_what_is_held(package, frame):
@@ -230,6 +257,91 @@ def test_closed_bars_must_not_change(package, frame):
         env.get_tactical_actions(changed)
     with refuses("lacks the bar of"):
         env.get_tactical_actions(frame[:990])
+
+
+# as a program
+
+
+def run_program(package, *arguments):
+    """Run `deploy_model.py` of a package in this process; return its status."""
+    return bundle.deployed().deploy_program.main(arguments, package)
+
+
+@pytest.fixture
+def follow(package, tmp_path, monkeypatch):
+    """Run `--follow` while a file and the time change; return status and rows of the ledger.
+
+    Each moment is a frame that the file then holds, or None for no change, and a clock.
+    """
+
+    def run(*moments):
+        data, out, left = tmp_path / "bars.csv", tmp_path / "ledger.csv", list(moments)
+        clock = lambda: 0.0  # noqa: E731
+
+        def to_next(_=None):
+            nonlocal clock
+            if not left:
+                raise KeyboardInterrupt
+            content, clock = left.pop(0)
+            if content is not None:
+                content.to_csv(data, index=False)
+
+        monkeypatch.setattr(time, "sleep", to_next)
+        monkeypatch.setattr(time, "time_ns", lambda: int(clock() * 1e9))
+        to_next()
+        status = run_program(package, "--data", str(data), "--out", str(out), "--follow")
+        return status, out.read_text().splitlines()
+
+    return run
+
+
+def ledger(package, frame, tmp_path):
+    """Return the rows of the ledger over a file that does not grow."""
+    data, out = tmp_path / "whole.csv", tmp_path / "whole_ledger.csv"
+    frame.to_csv(data, index=False)
+    assert run_program(package, "--data", str(data), "--out", str(out)) == 0
+    return out.read_text().splitlines()
+
+
+def test_a_followed_file_gives_the_ledger_of_the_whole_file(package, frame, follow, tmp_path):
+    """The bar that is still open at the start is decided on once, when it has closed."""
+    forming = frame[:1_001].copy()
+    forming.loc[1_000, ["Close", "High"]] += 50
+    status, rows = follow(
+        (forming, closing(frame[:1_000], 0.5)),
+        (frame[:1_001], closing(frame[:1_001])),
+        (None, closing(frame[:1_001], 0.9)),
+        (frame[:1_003], closing(frame[:1_003])),
+    )
+    assert status == 130
+    assert rows == ledger(package, frame[:1_003], tmp_path)
+
+
+def test_a_followed_file_that_is_late_is_not_decided_on(package, frame, follow, tmp_path, capsys):
+    late = closing(frame[:1_000], 3.5)
+    in_time = [(frame[:1_000], closing(frame[:1_000])), (None, late), (None, late)]
+    _, rows = follow(*in_time, (frame[:1_001], closing(frame[:1_001], 3.5)))
+    assert rows == ledger(package, frame[:1_000], tmp_path)
+    told = [line for line in capsys.readouterr().err.splitlines() if "no decision" in line]
+    assert len(told) == 2  # once for each bar that is the last one
+    assert "3 bars have closed since" in told[0]
+    _, rows = follow(*in_time, (frame[:1_005], closing(frame[:1_005])))
+    assert rows == ledger(package, frame[:1_005], tmp_path)
+
+
+def test_a_followed_file_with_a_hole_or_other_bars_is_not_decided_on(
+    package, frame, follow, tmp_path, capsys
+):
+    begun = (frame[:1_000], closing(frame[:1_000]))
+    holed = frame[:1_004].drop(frame.index[1_001])
+    _, rows = follow(begun, (holed, closing(holed)))
+    assert rows == ledger(package, frame[:1_000], tmp_path)
+    assert "no decision: Bars are missing before" in capsys.readouterr().err
+    changed = frame[:1_001].copy()
+    changed.loc[999, ["Close", "High"]] += 5
+    status, _ = follow(begun, (changed, closing(changed)))
+    assert status == 2
+    assert "lacks the bar of" in capsys.readouterr().err
 
 
 def test_only_frames_are_bars(package):
