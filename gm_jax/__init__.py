@@ -32,7 +32,13 @@ def __getattr__(name: str) -> Any:
     if name == "TradingEnvironment":
         from gm_jax.export.bundle import deployed
 
-        return deployed().TradingEnvironment
+        try:
+            return deployed().TradingEnvironment
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            need = "TradingEnvironment runs PyTorch networks, and PyTorch is not installed: "
+            raise ModuleNotFoundError(need + "pip install torch", name=error.name) from error
     if name == "gpu_optimizer":
         return import_module("gm_jax.gpu_optimizer")
     if name in __all__:

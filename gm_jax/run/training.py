@@ -273,10 +273,11 @@ def _write_statistics(run: Run, began: float) -> dict[str, Any]:
     """Write training_statistics.json; what a run took that was finished before stays."""
     setup, best, path = run.setup, run.state.best, run.directory.path / "training_statistics.json"
     sharpe, score = float(best.sharpe), float(best.score)
+    rows = run.directory.history()  # windows of a trainer may have had several lengths
     summary = {
         "run_dir": str(run.directory.path),
         "system": setup.system.name,
-        "env_steps": int(run.state.iteration) * setup.episode_length * setup.config.num_envs,
+        "env_steps": rows[-1]["env_steps"] if rows else 0,
         "env_steps_per_second": run.trained_steps / run.train_seconds
         if run.train_seconds
         else None,

@@ -53,22 +53,28 @@ class Shelf:
     def __init__(self, system: System) -> None:
         self._system = system
         self._datasets: dict[str, Dataset] = {}
+        self._how: dict[str, dict[str, Any]] = {}  # what was said of data, by their content
         self._setups: dict[str, Setup] = {}
 
-    def dataset(self, data: Data, settings: Settings, how: Mapping[str, Any]) -> Dataset:
+    def dataset(self, data: Data, settings: Settings, how: Mapping[str, Any] | None) -> Dataset:
         """Return the bars of data; they are read where their content is not known.
 
         Args:
             data: see `Data`.
             settings: of the trainer.
-            how: fields of `Source` that say how stamps and faults are to be taken.
+            how: fields of `Source` that say how stamps and faults are to be taken; None takes what
+                was said of the same data before.
 
         Raises:
             UserError: they cannot be used.
         """
         made_by = (settings.seed, settings.market_bars, settings.market_parameters)
-        key = repr((content(data), settings.tick_points, dict(how), made_by))
-        return _remembered(self._datasets, key, lambda: self._load(data, settings, how))
+        known = content(data)
+        said = self._how.get(known, {}) if how is None else dict(how)
+        key = repr((known, settings.tick_points, said, made_by))
+        found = _remembered(self._datasets, key, lambda: self._load(data, settings, said))
+        self._how[known] = said
+        return found
 
     def _load(self, data: Data, settings: Settings, how: Mapping[str, Any]) -> Dataset:
         minutes = self._system.minutes

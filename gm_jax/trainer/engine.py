@@ -105,7 +105,7 @@ class Engine:
         """
         dataset = self.dataset
         if data is not None:
-            dataset = self.shelf.dataset(data, self.settings, how or {})
+            dataset = self.shelf.dataset(data, self.settings, how)
         if dataset is None:
             raise UserError(
                 "No data to train on. Give bars, e.g. train_episode(data=df) with the columns "

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,18 @@ def save_progress(engine: Engine, path: Path) -> Setup:
     setup = replace(setup, settings=setup.settings.replace(num_episodes=engine.planned))
     part, old = (_beside(path, x) for x in (PART, OLD))
     _put_back(path)
-    before = _replaceable(path, engine.identity)
+    before = _earlier_export(path)
+    others = before is not None and before.config()[TRAINER] != engine.identity
     try:
         with writing(part):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             setup = _written(engine, setup, state, part, path)
             shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
+            if others:
+                os.replace(path, aside := _free_beside(path))
+                say(f"{path} was of another trainer, all of which is now in {aside}")
+            elif path.exists():
                 os.replace(path, old)
             os.replace(part, path)
             shutil.rmtree(old, ignore_errors=True)
@@ -184,11 +189,17 @@ def unfinished(system: System, folder: Path) -> Path | None:
     return max(found, key=lambda file: file.stat().st_mtime_ns).parent if found else None
 
 
-def _replaceable(path: Path, identity: str) -> RunDirectory | None:
-    """Return the run to be replaced, locked; None where there is nothing.
+def _free_beside(path: Path) -> Path:
+    """Return the first of `run-1`, `run-2`, … that is free."""
+    names = (path.with_name(f"{path.absolute().name}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _earlier_export(path: Path) -> RunDirectory | None:
+    """Return the run of a trainer that is there, locked; None where there is nothing.
 
     Raises:
-        UserError: what is there is not of this trainer, or in use.
+        UserError: what is there is of no trainer, or in use.
     """
     if not path.exists():
         return None
@@ -196,10 +207,9 @@ def _replaceable(path: Path, identity: str) -> RunDirectory | None:
     if not found:
         return None
     directory = RunDirectory(path)
-    mine = "model_config.json" in found and directory.config().get(TRAINER) == identity
-    if not mine:
+    if "model_config.json" not in found or TRAINER not in directory.config():
         raise UserError(
-            f"{path} is not empty, and what is in it is no earlier export of this trainer: name "
+            f"{path} is not empty, and what is in it is no earlier export of a trainer: name "
             "another folder."
         )
     directory.lock()

@@ -109,6 +109,8 @@ class MAPPOTrainer(Learnt):
     ) -> None:
         """Give the bars to train on, and say what they do not show by themselves.
 
+        What is said holds wherever the same data are given again, as by `train_episode(data=df)`.
+
         Args:
             data: see the class.
             date_format: `day-first`, `month-first`, `year-first` or a strptime pattern.
@@ -126,15 +128,15 @@ class MAPPOTrainer(Learnt):
     def train_episode(
         self,
         data: Data | None = None,
-        episode_length: int | None = None,
         start_idx: int | None = None,
+        episode_length: int | None = None,
     ) -> Episode:
         """Play one window in every environment, with an update after each rollout.
 
         Args:
             data: see the class; None takes those of before.
-            episode_length: bars a window, of this episode; None takes the setting.
             start_idx: not used: windows begin at random bars of the training split.
+            episode_length: bars a window, of this episode; None takes the setting.
 
         Returns:
             (reward, steps): mean reward of the team in bp a window, and steps of all environments.
@@ -295,7 +297,7 @@ class MAPPOTrainer(Learnt):
         """Write a whole run directory with report, plots and, with PyTorch, export package.
 
         `gm-jax evaluate`, `gm-jax export` and `gm-jax train --resume` take it. An earlier one of
-        the same trainer is replaced; nothing else is.
+        the same trainer is replaced, one of another trainer keeps its files under a new name.
 
         Returns:
             The summary of `gm-jax train --json`.
