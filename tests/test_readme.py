@@ -82,9 +82,13 @@ def store(quick_compiler, small, tmp_path_factory):
     The tactical team's is of a run of the command line; what that said is in `said.txt`.
     """
     folder = tmp_path_factory.mktemp("store")
+    (folder / "data").mkdir()
     for system in SYSTEMS.values():
-        bars = generate("planted", bars=6_000, minutes=system.minutes, seed=1).bars
-        write_csv(bars, folder / f"NQ - {system.minutes} min - ETH.csv")
+        path = folder / "data" / f"NQ - {system.minutes} min - ETH.csv"
+        write_csv(generate("planted", bars=6_000, minutes=system.minutes, seed=1).bars, path)
+        head, rows = path.read_text().split("\n", 1)  # as in the files that are sold under the name
+        assert head == "Date,Open,High,Low,Close,Volume"
+        path.write_text(f"timestamp,open,high,low,close,volume\n{rows}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(package, "available", lambda: False)  # as where README's lines are from
@@ -127,8 +131,7 @@ def in_this_process(system, settings, bars, size):
 @pytest.mark.parametrize("section", SNIPPETS)
 def test_python_runs_as_printed(section, store, tables, tmp_path, monkeypatch, capsys):
     code = "\n".join(SNIPPETS[section])
-    for bars in store.glob("*.csv"):
-        shutil.copy(bars, tmp_path)
+    shutil.copytree(store / "data", tmp_path / "data")
     if "export_models(" not in code:
         shutil.copytree(store / "exports", tmp_path / "exports")
     monkeypatch.chdir(tmp_path)

@@ -179,6 +179,11 @@ def chosen(state: TrainState) -> Networks:
     return select(jnp.isfinite(state.best.score), state.best.networks, state.networks)
 
 
+def chosen_at(state: TrainState) -> int:
+    """Return how many iterations the networks of `chosen` were trained for."""
+    return int(state.best.iteration if jnp.isfinite(state.best.score) else state.iteration)
+
+
 def sizes(nets: Networks) -> Metrics:
     """Return norms of the parameters and the scale of returns: finite only if all of them are."""
 

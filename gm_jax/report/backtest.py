@@ -86,9 +86,12 @@ class Ledger:
         return Ledger(**joined).check()
 
     def closed_by(self) -> tuple[str, int] | None:
-        """Return why and in which row the account was closed early, if it was."""
-        rows = np.flatnonzero(self.closed)
-        return (CLOSED[self.closed[rows[0]]], int(rows[0])) if len(rows) else None
+        """Return why and from which row on the account is closed to the end, if it is.
+
+        One of joined accounts that was closed while the next went on does not count.
+        """
+        row = int(np.append(0, np.flatnonzero(self.closed == 0) + 1)[-1])
+        return (CLOSED[self.closed[row]], row) if row < len(self.closed) else None
 
     def check(self) -> Ledger:
         """Return the ledger if start + gross − costs = equity holds on every row, to the cent.

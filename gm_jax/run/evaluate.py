@@ -102,7 +102,7 @@ def _report(
     return {
         **report,
         **evaluation.luck(team, tried, split),
-        "targets": evaluation.targets(setup, report, split, int(state.best.iteration)),
+        "targets": evaluation.targets(setup, report, split, learner.chosen_at(state)),
         **{k: results.stored(directory, split, k) if own else None for k in ("pbo", "null_test")},
     }, team
 

@@ -26,6 +26,9 @@ from gm_jax.run.oracles import why_none
 from gm_jax.run.setup import Setup
 
 
+TARGET_ITERATIONS = 200  # within which the tactical target reward is to be reached
+
+
 @lru_cache
 def team_policy(config: Config) -> policies.Policy:
     """Return the greedy team as a policy; one object per config, so that it compiles once."""
@@ -145,7 +148,7 @@ def targets(
         setup: of the run.
         report: of the split.
         split: its name.
-        iterations: that the team was trained for.
+        iterations: that the team was trained for; the reward's target is one for TARGET_ITERATIONS.
     """
     settings, hold = setup.settings, report["baselines"]["buy_and_hold_same_exposure"]
     wanted = {
@@ -160,6 +163,8 @@ def targets(
         found[name] = {"value": value, "target": f"{sign} {target:g}", "split": split, "met": met}
     if "reward" in found:
         found["reward"] |= {
+            "target": f"{found['reward']['target']} within {TARGET_ITERATIONS} iterations",
+            "met": found["reward"]["met"] and iterations <= TARGET_ITERATIONS,
             "unit": f"bp a window of {report['episode_bars']} bars",
             "iterations": iterations,
             "exposure": report["exposure"],

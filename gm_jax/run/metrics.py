@@ -44,7 +44,7 @@ def metric_rows(
                 number = float(value)
                 row[name] = None if name in UNDEFINED and math.isnan(number) else number
         row |= {
-            "episodes_per_minute": 60 * count * setup.config.num_envs / seconds,
+            "episodes_per_minute": 60 * count / seconds,
             "env_steps_per_second": count * steps / seconds,
             "memory_bytes": memory_bytes(),
         }

@@ -124,7 +124,7 @@ def evaluate_splits(
         splits[name] = {
             **report,
             **evaluation.luck(ledgers["team"], tried, name),
-            "targets": evaluation.targets(setup, report, name, int(state.best.iteration)),
+            "targets": evaluation.targets(setup, report, name, learner.chosen_at(state)),
             "null_test": None,
             "in_sample": False,
             "selected_on": name == "validation",

@@ -12,6 +12,8 @@ import pytest
 from gm_jax.env import arrays, core
 from gm_jax.mappo import learner, networks, value_norm
 from gm_jax.mappo.rollout import collect
+from gm_jax.mappo.validation import segment_score
+from tests.mappo import probes
 from tests.mappo.problems import planted_setup
 
 
@@ -76,6 +78,23 @@ def test_no_masked_action_in_a_million():
     assert draws >= 1_000_000
     assert forbidden > draws / 10
     assert illegal == 0
+
+
+def test_agents_environments_and_steps_draw_independently():
+    """All five actions legal and as likely: any two draw the same in a fifth of the cases."""
+    config, _, params, _ = probes.problem(num_envs=100, episode_length=100, rollout_length=100)
+    world = probes.market(np.zeros(probes.BARS), np.zeros(probes.BARS))
+    state = learner.abstract_state(world, params, config)
+    actor = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.networks.actor)
+    env = core.reset_many(jax.random.key(0), config.num_envs, world, params, config.system.team)
+    state = state.replace(env=env, networks=state.networks.replace(actor=actor))
+    _, rollout = collect(state, jax.random.key(1), world, params, config)
+    action = np.asarray(rollout.action)
+    for axis in range(3):  # steps, environments, agents
+        rows = np.moveaxis(action, axis, 0).reshape(action.shape[axis], -1)
+        same = (rows[:, None] == rows).mean(axis=-1)[np.triu_indices(len(rows), 1)]
+        deviation = (0.2 * 0.8 / rows.shape[1]) ** 0.5
+        np.testing.assert_allclose(same, 0.2, atol=8 * deviation)
 
 
 def test_entropy_and_log_probs_ignore_masked_actions():
@@ -160,6 +179,33 @@ def _raw(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
+def test_only_a_higher_score_on_validation_replaces_the_best():
+    """Neither what is newest nor what earned more in training."""
+    setup = planted_setup()
+    setup = dataclasses.replace(setup, hyper=setup.hyper.replace(validate_every=jnp.int32(1)))
+    before = jax.device_get(fresh(setup).networks)
+
+    def after(score):
+        state = fresh(setup)
+        best = state.best.replace(score=jnp.float32(score))
+        state, metrics = run(setup, state.replace(best=best))
+        return state, float(metrics["selection_score"][0])
+
+    state, score = after(-np.inf)
+    validate = jax.jit(segment_score, static_argnames="config")
+    anew, _ = validate(
+        state.networks.actor, setup.market, setup.params, setup.segments, config=setup.config
+    )
+    np.testing.assert_allclose(score, anew, rtol=1e-3, atol=1e-6)
+    for held, replaced in ((score - 0.01, True), (score, False), (score + 0.01, False)):
+        state, _ = after(held)
+        assert state.best.score == (score if replaced else held)
+        assert state.best.iteration == replaced
+        wanted = state.networks if replaced else before
+        for a, b in zip(jax.tree.leaves(state.best.networks), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_agents_past_the_target_kl_stop_alone():
     """With a KL target of nearly zero nobody's policy moves after the first minibatch."""
     setup = planted_setup(target_kl=1e-12)
@@ -188,6 +234,30 @@ def test_value_norm_has_the_moments_of_its_returns():
     np.testing.assert_allclose(
         value_norm.denormalise(norm, value_norm.normalise(norm, returns)), returns, atol=1e-4
     )
+
+
+def test_targets_are_in_the_units_of_the_values_beside_them():
+    """No reward and a critic that says the mean: the losses of both updates by hand."""
+    setup = planted_setup()
+    half, none = jnp.float32(0.5), jnp.float32(0)
+    hyper = setup.hyper.replace(gamma=half, gae_lambda=none, lr_critic=none, value_norm_decay=half)
+    params = setup.params.replace(max_leverage=none)  # nothing can be bought
+    setup = dataclasses.replace(setup, hyper=hyper, params=params)
+    state = fresh(setup)
+    norm = state.networks.value_norm
+    norm = norm.replace(mean=norm.mean + 3, square=norm.square + 13, weight=norm.weight + 1)
+    critic = jax.tree.map(jnp.zeros_like, state.networks.critic)
+    state = state.replace(networks=state.networks.replace(critic=critic, value_norm=norm))
+    _, metrics = run(setup, state)
+
+    mean, square, losses = 3.0, 13.0, []
+    for _ in range(setup.config.num_rollouts):
+        target = 0.5 * mean
+        losses.append(0.5 * (target - mean) ** 2 / (square - mean**2))
+        mean, square = (mean + target) / 2, (square + target**2) / 2
+    assert (metrics["reward"][0] == 0).all()
+    np.testing.assert_allclose(metrics["critic_loss"][0], np.mean(losses), rtol=1e-4)
+    np.testing.assert_allclose(metrics["return_mean"][0], mean, rtol=1e-4)
 
 
 def test_windows_start_only_where_no_hole_or_roll_follows():

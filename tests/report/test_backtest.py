@@ -150,6 +150,8 @@ def test_after_its_end_an_account_stays_flat_and_says_so(close, changes, reason)
     closed = summarise(ledger, 4)["closed_early"]
     assert closed["reason"] == reason
     assert closed["time"] == iso(ledger.time[3])
+    joined = np.where(np.arange(300) < 250, ledger.closed, 0)  # to one that is still open
+    assert dataclasses.replace(ledger, closed=joined).closed_by() is None
 
 
 @pytest.mark.parametrize("column", ["gross", "commission", "spread", "impact", "equity"])

@@ -1,6 +1,7 @@
 """The strategic system end to end: real rolls, a whole report, worlds with a known answer."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from gm_jax.run import evaluation
 from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
-from gm_jax.systems import STRATEGIC
+from gm_jax.systems import STRATEGIC, TACTICAL
 
 
 REPORT = {
@@ -112,6 +113,41 @@ def test_trains_on_real_bars_end_to_end(capsys, shared_data, tmp_path):
     assert results["splits"]["test"]["per_year"].keys() == {"2023"}
     assert len(list((out / "plots").glob("*.png"))) == 8
     assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("system", "figures", "iterations", "met"),
+    [
+        (TACTICAL, {"episode_rewards": [150.0, 51.0]}, 200, {"reward": True}),
+        (TACTICAL, {"episode_rewards": [150.0, 50.0]}, 200, {"reward": False}),
+        (TACTICAL, {"episode_rewards": [150.0, 51.0]}, 201, {"reward": False}),
+        (
+            STRATEGIC,
+            {"sharpe_ratio": 2.01, "max_drawdown": 0.149},
+            300,
+            {"sharpe_ratio": True, "max_drawdown": True},
+        ),
+        (
+            STRATEGIC,
+            {"sharpe_ratio": 2.0, "max_drawdown": 0.15},
+            300,
+            {"sharpe_ratio": False, "max_drawdown": False},
+        ),
+        (
+            STRATEGIC,
+            {"sharpe_ratio": None, "max_drawdown": 0.0},
+            300,
+            {"sharpe_ratio": False, "max_drawdown": True},
+        ),
+    ],
+)
+def test_targets_are_met_beyond_them_and_in_time(system, figures, iterations, met):
+    report = {"episode_rewards": [0.0], "sharpe_ratio": 0.0, "max_drawdown": 0.0} | figures
+    report |= {"episode_bars": 1_000, "exposure": 0.5}
+    report["baselines"] = {"buy_and_hold_same_exposure": {"episode_reward": 1.0}}
+    setup = SimpleNamespace(system=system, settings=system.settings)
+    found = evaluation.targets(setup, report, "test", iterations)
+    assert {name: aim["met"] for name, aim in found.items()} == met
 
 
 # -- worlds with a known answer -----------------------------------------------------------------

@@ -79,6 +79,11 @@ def test_run_directory_is_whole(whole):
     rows = RunDirectory.open(out).history()
     assert [row["iteration"] for row in rows] == list(range(1, 9))
     assert [row["selection_score"] is not None for row in rows] == [False, True] * 4
+    best = max(rows[1::2], key=lambda row: row["selection_score"])  # the first of equals
+    statistics = json.loads((out / "training_statistics.json").read_text())
+    for found in (summary, statistics):
+        assert found["selection_score"] == best["selection_score"]
+    assert statistics["best_iteration"] == best["iteration"]
     assert set(rows[0]["reward"]) == set(TACTICAL.agents)
     assert {"actor_loss", "critic_loss", "entropy", "approx_kl", "env_steps", *CLOCKS} <= set(
         rows[0]
