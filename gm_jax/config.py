@@ -18,15 +18,6 @@ from gm_jax.settings import INSTRUMENTS, Settings
 Layer = tuple[Mapping[str, Any], str]  # settings whose values may still be text, and from where
 
 
-def read_config(path: str | Path, system: str, base: Settings) -> Settings:
-    """Return `base` changed by the section `system` of a YAML file.
-
-    Raises:
-        UserError: see `read_section` and `merge`.
-    """
-    return merge(base, [read_section(path, system)])
-
-
 def read_section(path: str | Path, system: str) -> Layer:
     """Return the section `system` of a YAML file.
 
@@ -59,16 +50,16 @@ def read_section(path: str | Path, system: str) -> Layer:
 def _require_own_money(section: Mapping[str, Any], where: str) -> None:
     """Refuse a contract with another's money: a copied section in which only the name is new."""
     name = section.get("instrument")
-    if name not in INSTRUMENTS or "point_value_usd" not in section:
+    if not (isinstance(name, str) and name in INSTRUMENTS):
         return
-    point = _real(section["point_value_usd"])
     for other, money in INSTRUMENTS.items():
-        if other != name and point == money["point_value_usd"]:
-            raise UserError(
-                f"`instrument` is {name}, but `point_value_usd` is {point:g}, that of {other} "
-                f"({where}). Leave point_value_usd and commission_usd out: naming the instrument "
-                "sets both."
-            )
+        for key, value in money.items():
+            if _real(section.get(key)) == value != INSTRUMENTS[name][key]:
+                raise UserError(
+                    f"`instrument` is {name}, but `{key}` is {value:g}, that of {other} ({where}). "
+                    "Leave point_value_usd and commission_usd out: naming the instrument sets "
+                    "both. Other money goes by --set."
+                )
 
 
 def change(base: Settings, changes: Mapping[str, Any], where: str) -> Settings:

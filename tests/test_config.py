@@ -20,7 +20,7 @@ def test_shipped_file_states_every_default(name):
     section = yaml.safe_load(SHIPPED.read_text())[name]
     assert set(section) == set(SYSTEMS[name].settings.to_json())
     other = SYSTEMS[name].settings.replace(lr_actor=9.0, allow_short=True, hidden_sizes=(1, 1))
-    assert config.read_config(SHIPPED, name, other) == SYSTEMS[name].settings
+    assert config.merge(other, [config.read_section(SHIPPED, name)]) == SYSTEMS[name].settings
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,8 @@ def test_what_no_run_could_use_is_refused(text, said):
         ("tactical: {market_parameters: 5}", "expected a mapping"),
         ("tactcal: {}", "expected the sections"),
         ("tactical: {instrument: NQ, point_value_usd: 2.0}", "is 2, that of MNQ.*sets both"),
+        ("tactical: {instrument: MNQ, commission_usd: 2.25}", "is 2.25, that of NQ"),
+        ("tactical: {instrument: [NQ]}", "expected a word"),
         ("", "expected the sections"),
         ("tactical: {a: [", "is not YAML"),
     ],
@@ -90,7 +92,7 @@ def test_config_files_are_read_strictly(tmp_path, text, said):
     file = tmp_path / "c.yaml"
     file.write_text(text)
     with pytest.raises(UserError, match=said):
-        config.read_config(file, "tactical", Settings())
+        config.merge(Settings(), [config.read_section(file, "tactical")])
 
 
 def test_of_preset_file_set_and_seed_the_later_wins(tmp_path):
@@ -117,10 +119,10 @@ def test_naming_an_instrument_sets_its_money():
 
 def test_unreadable_files_and_bad_assignment(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
-        config.read_config("nowhere.yaml", "tactical", Settings())
+        config.merge(Settings(), [config.read_section("nowhere.yaml", "tactical")])
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"tactical: {instrument: \xe9}")
     with pytest.raises(UserError, match="not UTF-8"):
-        config.read_config(latin, "tactical", Settings())
+        config.merge(Settings(), [config.read_section(latin, "tactical")])
     with pytest.raises(UserError, match="expected key=value"):
         config.parse_assignments(["lr_actor"])

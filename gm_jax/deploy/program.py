@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import sys
 import time
@@ -21,6 +22,8 @@ from gm_jax.deploy.trading_env import Desk, closed_by, following, why_not_live
 from gm_jax.errors import UserError
 from gm_jax.market import loader
 from gm_jax.market.bars import Bars
+from gm_jax.market.calendar import MINUTE
+from gm_jax.market.files import existing
 
 
 POLL = 1.0  # seconds between two looks at a file that grows
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace, home: Path) -> None:
+    _require_readable(arguments.data)
     model = arguments.model or _best(home)
     desk = Desk.open(model, _system(model))
     if desk.mandated:
@@ -92,6 +96,13 @@ def _run(arguments: argparse.Namespace, home: Path) -> None:
         )
 
 
+def _require_readable(path: Path) -> None:
+    try:
+        existing(path).open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _best(home: Path) -> Path:
     found = sorted(home.glob("best_*_model.pth"))
     if len(found) != 1:
@@ -110,39 +121,60 @@ def _system(model: Path) -> str:
 def _pieces(arguments: argparse.Namespace, desk: Desk) -> Iterator[Bars]:
     """Yield the bars of the file and, if it is followed, those that come, once they may be used.
 
+    Of what is there at the start the last bar alone is held to the live rules, all else is past.
     Bars that are late or stand behind a hole are held back with a word; when newer ones are in
     time and whole, the paper account goes through all of them.
     """
-    size = _size_of_whole_lines(arguments.data) if arguments.follow else None
-    bars, told = _load(arguments, desk), None
-    yield bars
-    while arguments.follow:
-        time.sleep(POLL)
-        grown = _size_of_whole_lines(arguments.data)
-        if grown not in (None, size):
-            size, bars = grown, _load(arguments, desk)
-        new, last = following(desk, bars), bars.time[-1:].tolist()
+    if not arguments.follow:
+        yield _load(arguments, desk)
+        return
+    told = None
+    for bars in _versions(arguments, desk):
+        begun = desk.feed.last is not None
+        new, last = following(desk, bars) if begun else bars, bars.time[-1:].tolist()
         if reason := why_not_live(bars, desk.feed.warmup, time.time_ns()):
             if last != told:
                 print(f"no decision: {reason}", file=sys.stderr)
-            told = last
-        elif len(new):
+            told, new = last, new[: 0 if begun else -1]
+        if len(new):
             yield new
 
 
-def _size_of_whole_lines(path: Path) -> int | None:
-    """Return the size of a file; None while it is being replaced or its last line written."""
+def _versions(arguments: argparse.Namespace, desk: Desk) -> Iterator[Bars]:
+    """Yield the closed bars of a file at every look, read anew where it has changed.
+
+    It is read when it ends in a whole line and is as at the look before: nobody is writing it. A
+    bar that was still open is read again when it has closed.
+    """
+    before, read, bars, due = _look(arguments.data), None, None, math.inf
+    if before is None:
+        print(f"waiting: the last line of {arguments.data} has no end", file=sys.stderr)
+    while True:
+        time.sleep(POLL)
+        look, now = _look(arguments.data), time.time_ns()
+        if look and look == before and (look != read or now >= due):
+            whole, read = _load(arguments, desk), look
+            bars = closed_by(whole, now)
+            still_open = whole.time[len(bars) :]
+            due = int(still_open[0]) + whole.minutes * MINUTE if len(still_open) else math.inf
+        before = look
+        if bars is not None:
+            yield bars
+
+
+def _look(path: Path) -> tuple[int, int] | None:
+    """Return size and time of a file; None while it is being replaced or a line written."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
-            return size if file.read() == b"\n" else None
-    except FileNotFoundError:
+            return (size, path.stat().st_mtime_ns) if file.read() == b"\n" else None
+    except OSError:
         return None
 
 
 def _load(arguments: argparse.Namespace, desk: Desk) -> Bars:
-    """Return the bars of the file; of one that is followed those that have closed."""
+    """Return the bars of the file; of one that is followed the newest too, be they few or bad."""
     config = desk.package.config
     bars, report = loader.load(
         arguments.data,
@@ -157,7 +189,7 @@ def _load(arguments: argparse.Namespace, desk: Desk) -> Bars:
     if desk.feed.last is None:
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    return closed_by(bars, time.time_ns()) if arguments.follow else bars
+    return bars
 
 
 def _tell(desk: Desk, made: int) -> None:

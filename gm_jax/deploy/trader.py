@@ -73,7 +73,8 @@ class Trader:
         Args:
             bar: the next one; the first finds a flat account.
             mandate: least and most position admitted, shares of the maximum.
-            newest: whether what was synced is of this bar's close; of the past it is not.
+            newest: whether what was synced is of this bar's close; at the bars before it, which
+                were missed, the account is held to the same.
         """
         seen = self.look(bar, mandate, newest=newest)
         return self.decide(seen, seen.logits.argmax(axis=1).astype(np.int32))
@@ -82,8 +83,10 @@ class Trader:
         """Carry the account to the close of the bar and ask the actors; nothing is decided."""
         market = self._market(bar, mandate)
         state = self._arrive(market)
-        if self._truth and newest:
+        if self._truth:
             state = self._corrected(state, market)
+        if newest:
+            self._truth = {}
         bounds = account.bounds(state, market, self.params)
         roles = self.team.role_values(state, self.params)
         inputs = np.empty((len(roles), len(bar.features) + 1), np.float32)
@@ -153,7 +156,7 @@ class Trader:
 
     def _corrected(self, state: Any, market: Any) -> Any:
         """Return the account with what was synced, and its limits judged anew."""
-        truth, self._truth = self._truth, {}
+        truth = self._truth
         cents = {k: round(truth[k] * 100) for k in MONEY if k in truth}
         controls = {k: int(v) for k, v in truth.items() if k in vars(state.controls)}
         if "position" in truth:
@@ -162,6 +165,8 @@ class Trader:
                 controls = {"desired": state.position} | controls
         if self.state is None and "equity" in cents:
             cents = {"session_equity": cents["equity"], "peak": cents["equity"]} | cents
+        if self.state is not None and "equity" in cents:  # what only the paper lost closes nothing
+            state = state.replace(closed=self.state.closed)
         state = state.replace(**cents, controls=state.controls.replace(**controls))
         state = state.replace(peak=max(state.peak, state.equity))
         halted = account.below(state.equity, state.session_equity, self.params.daily_loss)

@@ -23,6 +23,7 @@ from gm_jax.market.calendar import MINUTE, overdue
 from gm_jax.market.data_report import iso
 
 
+_KNOWN_BY = ("time", "open", "high", "low", "close")  # by these a bar is known again
 MOST_OVERDUE = 2  # bars that may be missing at the end of a live frame
 
 
@@ -81,6 +82,15 @@ class Desk:
             most = self.package.config["settings"]["max_contracts"]
             self.share = self.decision.target / most
         return made
+
+    def recall(self) -> None:
+        """Go on from what training remembers where the last bar taken is training's last.
+
+        A frame may know less of the past than training did.
+        """
+        last, state = self.feed.last, self.package.feature_state
+        if all(getattr(last, name) == state["last"][name] for name in _KNOWN_BY):
+            self.feed.restore(state)
 
 
 class TradingEnvironment:
@@ -170,6 +180,7 @@ class TradingEnvironment:
                 desk.feed.skip(new[:-1])
                 new = new[-1:]
             desk.step(new, self._mandate(desk))
+            desk.recall()
         if desk.decision is None:
             raise UserError(
                 f"The warm-up is not over: {desk.feed.bars_seen:,} bars, the first decision takes "
@@ -251,7 +262,7 @@ def following(desk: Desk, bars: Bars) -> Bars:
     if last is None:
         state = desk.package.feature_state
         begins = np.searchsorted(bars.time, state["last"]["time"])
-        # where none follows the bar to decide on is the last one itself, and comes from the frame
+        # where none follows it, the bar to decide on is that one itself: see `Desk.recall`
         if begins + 1 < len(bars) and _same(bars, begins, state["last"]):
             desk.feed.restore(state)
             return bars[begins + 1 :]
@@ -259,12 +270,11 @@ def following(desk: Desk, bars: Bars) -> Bars:
     at = int(np.searchsorted(bars.time, last.time))
     if at == len(bars) or not _same(bars, at, vars(last)):
         raise UserError(
-            f"The frame lacks the bar of {iso(last.time)} as it was decided on; hand over all "
-            "bars so far, and closed bars unchanged, or start with a new TradingEnvironment."
+            f"The bars now lack that of {iso(last.time)} as it was decided on: expected all bars "
+            "so far, closed ones unchanged. Start anew to take them as they are."
         )
     return bars[at + 1 :]
 
 
 def _same(bars: Bars, at: int, known: Mapping[str, Any]) -> bool:
-    names = ("time", "open", "high", "low", "close")
-    return all(getattr(bars, name)[at] == known[name] for name in names)
+    return all(getattr(bars, name)[at] == known[name] for name in _KNOWN_BY)

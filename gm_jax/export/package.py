@@ -224,7 +224,8 @@ def publish(target: Path, files: Mapping[str, bytes], about: Mapping[str, Any]) 
     for name, content in files.items():
         _write(target / (name + STAGED), content)
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    gone = before - set(files)
+    own = {name for name, _ in _told(target)} if (target / "checkpoints").exists() else set()
+    gone = before - set(files) - own  # a run's own report is no part of its package
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "code_version": version("gm-jax"),

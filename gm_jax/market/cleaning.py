@@ -17,7 +17,7 @@ from gm_jax.market.zones import MAX_CLOSED
 
 
 MAX_JUMP, NOTED_JUMP = 0.20, 0.03  # of one bar, relative to the close before it
-LONG_HOLE = pd.Timedelta(days=7)  # what lies behind it is measured from its own open
+LONG_HOLE = pd.Timedelta(days=7)  # in which prices may go further
 _MAX_TICKS = 2**24  # float32 holds every whole number up to here
 _MAX_VOLUME = 1e12  # contracts
 
@@ -133,16 +133,15 @@ def round_to_ticks(frame: pd.DataFrame, tick: float) -> tuple[pd.DataFrame, int]
 
 
 def count_jumps(frame: pd.DataFrame) -> int:
-    """Return how many bars reach more than 3 % away from the close, within a week, before them.
+    """Return how many bars reach more than 3 % away from the close before them.
 
     Raises:
-        UserError: a bar reaches more than 20 % away.
+        UserError: a bar reaches more than 20 % away or, behind a hole of a week, a factor of 2.
     """
-    known = frame["time"].diff() < LONG_HOLE  # prices may go anywhere in the months of a hole
-    before = frame["close"].shift().where(known, frame["open"])
-    up, down = frame["high"] / before - 1, 1 - frame["low"] / before
-    reach = np.maximum(up.to_numpy(), down.to_numpy())
-    beyond = reach > MAX_JUMP
+    before = frame["close"].shift().fillna(frame["open"])
+    up, down = frame["high"] / before, frame["low"] / before
+    reach = np.maximum(up.to_numpy() - 1, 1 - down.to_numpy())
+    beyond = np.where(frame["time"].diff() > LONG_HOLE, (up > 2) | (down < 0.5), reach > MAX_JUMP)
     if beyond.any():
         raise UserError(
             f"{beyond.sum():,} bars reach more than 20 % away from the close before "

@@ -191,7 +191,8 @@ def unfinished(system: System, folder: Path) -> Path | None:
 
 def _free_beside(path: Path) -> Path:
     """Return the first of `run-1`, `run-2`, … that is free."""
-    names = (path.with_name(f"{path.absolute().name}-{number}") for number in count(1))
+    whole = path.absolute()
+    names = (whole.with_name(f"{whole.name}-{number}") for number in count(1))
     return next(name for name in names if not name.exists())
 
 

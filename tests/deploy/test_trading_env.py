@@ -125,8 +125,12 @@ def test_start_from_feature_state_equals_start_from_first_bar(package, tmp_path)
         found = remembering.get_tactical_actions(longer[:end])
         assert found == anew.get_tactical_actions(longer[:end])
     assert remembering._desks[SYSTEM].feed.state() == anew._desks[SYSTEM].feed.state()
-    # nothing new yet: the last bar of the run itself is decided on
-    assert len(environment(package).get_tactical_actions(whole)) == 3
+    # nothing new yet: the run's last bar itself is decided on, by a frame that knows less
+    late = environment(package)
+    assert len(late.get_tactical_actions(whole[3_000:])) == 3
+    for end in range(len(whole) + 1, len(longer)):
+        late.get_tactical_actions(longer[3_000:end])
+    assert late._desks[SYSTEM].feed.state() == anew._desks[SYSTEM].feed.state()
     # it did begin there: the other has seen the same bars, but one by one
     assert remembering.decision(SYSTEM)[2:] == anew.decision(SYSTEM)[2:]
 
@@ -160,6 +164,11 @@ def test_sync_is_of_the_newest_bar_where_some_were_missed(package, frame):
     env.get_tactical_actions(frame[:1_003])
     decided = env.decision(SYSTEM)
     assert (decided.position, decided.equity) == (2, 9_900_050)
+    trader = env._desks[SYSTEM].trader
+    trader.state = trader.state.replace(equity=5_000_000)  # paper alone has lost a half
+    env.sync(position=0, equity=99_000)
+    env.get_tactical_actions(frame[:1_006])
+    assert trader.state.closed == 0
 
 
 def test_a_position_that_was_synced_has_its_own_stop(package, frame):
@@ -253,9 +262,9 @@ def test_closed_bars_must_not_change(package, frame):
     env.get_tactical_actions(frame[:1_000])
     changed = frame[:1_001].copy()
     changed.loc[999, ["Close", "High"]] += 5
-    with refuses("lacks the bar of .* as it was decided on"):
+    with refuses("lack that of .* as it was decided on"):
         env.get_tactical_actions(changed)
-    with refuses("lacks the bar of"):
+    with refuses("lack that of"):
         env.get_tactical_actions(frame[:990])
 
 
@@ -269,28 +278,37 @@ def run_program(package, *arguments):
 
 @pytest.fixture
 def follow(package, tmp_path, monkeypatch):
-    """Run `--follow` while a file and the time change; return status and rows of the ledger.
+    """Run `--follow` while a file and the time change; return status and the ledger at each moment.
 
-    Each moment is a frame that the file then holds, or None for no change, and a clock.
+    A moment is what the file then holds, a frame or text, or None for no change, and a clock; it
+    lasts three looks at the file.
     """
 
     def run(*moments):
-        data, out, left = tmp_path / "bars.csv", tmp_path / "ledger.csv", list(moments)
-        clock = lambda: 0.0  # noqa: E731
+        data, out, left, ledgers = tmp_path / "bars.csv", tmp_path / "out.csv", list(moments), []
+        looks, clock = 0, closing(moments[0][0])
 
-        def to_next(_=None):
+        def begin(content, then):
             nonlocal clock
-            if not left:
-                raise KeyboardInterrupt
-            content, clock = left.pop(0)
+            clock = then
             if content is not None:
-                content.to_csv(data, index=False)
+                text = content if isinstance(content, str) else content.to_csv(index=False)
+                data.write_text(text)
 
-        monkeypatch.setattr(time, "sleep", to_next)
+        def sleep(_):
+            nonlocal looks
+            looks += 1
+            if looks % 3 == 0:
+                ledgers.append(out.read_text().splitlines())
+                if not left:
+                    raise KeyboardInterrupt
+                begin(*left.pop(0))
+
+        monkeypatch.setattr(time, "sleep", sleep)
         monkeypatch.setattr(time, "time_ns", lambda: int(clock() * 1e9))
-        to_next()
+        begin(*left.pop(0))
         status = run_program(package, "--data", str(data), "--out", str(out), "--follow")
-        return status, out.read_text().splitlines()
+        return status, ledgers
 
     return run
 
@@ -304,29 +322,45 @@ def ledger(package, frame, tmp_path):
 
 
 def test_a_followed_file_gives_the_ledger_of_the_whole_file(package, frame, follow, tmp_path):
-    """The bar that is still open at the start is decided on once, when it has closed."""
+    """A bar that is still open, or half written, is decided on once, when it is whole."""
     forming = frame[:1_001].copy()
     forming.loc[1_000, ["Close", "High"]] += 50
-    status, rows = follow(
+    then = closing(frame[:1_001])
+    status, ledgers = follow(
         (forming, closing(frame[:1_000], 0.5)),
-        (frame[:1_001], closing(frame[:1_001])),
+        (frame[:1_001].to_csv(index=False)[:-4], then),
+        (frame[:1_001], then),
         (None, closing(frame[:1_001], 0.9)),
         (frame[:1_003], closing(frame[:1_003])),
     )
     assert status == 130
-    assert rows == ledger(package, frame[:1_003], tmp_path)
+    ends = (1_000, 1_000, 1_001, 1_001, 1_003)
+    assert ledgers == [ledger(package, frame[:end], tmp_path) for end in ends]
+
+
+def test_a_bar_that_was_open_is_decided_on_when_time_has_come(package, frame, follow, tmp_path):
+    """Whoever writes the file has a clock that is ahead."""
+    _, ledgers = follow(
+        (frame[:1_001], closing(frame[:1_001], -0.001)),
+        (None, closing(frame[:1_001])),
+    )
+    assert ledgers == [ledger(package, frame[:end], tmp_path) for end in (1_000, 1_001)]
 
 
 def test_a_followed_file_that_is_late_is_not_decided_on(package, frame, follow, tmp_path, capsys):
     late = closing(frame[:1_000], 3.5)
-    in_time = [(frame[:1_000], closing(frame[:1_000])), (None, late), (None, late)]
-    _, rows = follow(*in_time, (frame[:1_001], closing(frame[:1_001], 3.5)))
-    assert rows == ledger(package, frame[:1_000], tmp_path)
+    _, ledgers = follow(
+        (frame[:1_000], late),  # all but the last bar are history
+        (frame[:1_000], closing(frame[:1_000])),
+        (None, late),
+        (frame[:1_001], closing(frame[:1_001], 3.5)),
+        (frame[:1_005], closing(frame[:1_005])),
+    )
+    ends = (999, 1_000, 1_000, 1_000, 1_005)
+    assert ledgers == [ledger(package, frame[:end], tmp_path) for end in ends]
     told = [line for line in capsys.readouterr().err.splitlines() if "no decision" in line]
     assert len(told) == 2  # once for each bar that is the last one
     assert "3 bars have closed since" in told[0]
-    _, rows = follow(*in_time, (frame[:1_005], closing(frame[:1_005])))
-    assert rows == ledger(package, frame[:1_005], tmp_path)
 
 
 def test_a_followed_file_with_a_hole_or_other_bars_is_not_decided_on(
@@ -334,14 +368,20 @@ def test_a_followed_file_with_a_hole_or_other_bars_is_not_decided_on(
 ):
     begun = (frame[:1_000], closing(frame[:1_000]))
     holed = frame[:1_004].drop(frame.index[1_001])
-    _, rows = follow(begun, (holed, closing(holed)))
-    assert rows == ledger(package, frame[:1_000], tmp_path)
+    _, ledgers = follow(begun, (holed, closing(holed)))
+    assert ledgers == 2 * [ledger(package, frame[:1_000], tmp_path)]
     assert "no decision: Bars are missing before" in capsys.readouterr().err
     changed = frame[:1_001].copy()
     changed.loc[999, ["Close", "High"]] += 5
     status, _ = follow(begun, (changed, closing(changed)))
     assert status == 2
-    assert "lacks the bar of" in capsys.readouterr().err
+    assert "lack that of" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_followed_is_refused(package, tmp_path, capsys):
+    for path, said in ((tmp_path, "is a directory"), (tmp_path / "none.csv", "No file")):
+        assert run_program(package, "--data", str(path), "--follow") == 2
+        assert said in capsys.readouterr().err
 
 
 def test_only_frames_are_bars(package):

@@ -170,6 +170,10 @@ def test_run_directory_spelled_otherwise_keeps_its_results(run, tmp_path):
         assert not {*package.TOLD, "plots/equity.png"} & set(listed)
         assert cli.main(["export", "run"]) == 0
         assert before.items() <= contents(run).items()
+    names = ("model_config.json", *package.TOLD)
+    package.publish(run, {name: (run / name).read_bytes() for name in names}, {})
+    assert cli.main(["export", "run"]) == 0  # a manifest of before that has taken them for its own
+    assert before.items() <= contents(run).items()
 
 
 @pytest.mark.parametrize(

@@ -567,12 +567,20 @@ def test_jump_of_one_bar(week: pd.DataFrame, factor: float, noted: bool | None) 
         assert any("1 bars reach more than 3 %" in w for w in load(week, 30)[1].warnings) == noted
 
 
-def test_behind_months_without_bars_the_price_may_be_any(week: pd.DataFrame) -> None:
+@pytest.mark.parametrize(("factor", "taken"), [(1.3, True), (0.7, True), (10, False), (0.1, False)])
+def test_behind_months_without_bars_the_price_may_be_another(
+    week: pd.DataFrame, factor: float, taken: bool
+) -> None:
     later = market("2024-01-22", 3)
-    later[["Open", "High", "Low", "Close"]] *= 1.3
-    bars, report = load(pd.concat([week, later], ignore_index=True), 30)
-    assert len(bars) == len(week) + len(later)
-    assert not any("reach more than" in warning for warning in report.warnings)
+    later[["Open", "High", "Low", "Close"]] *= factor
+    both = pd.concat([week, later], ignore_index=True)
+    if taken:
+        bars, report = load(both, 30)
+        assert len(bars) == len(both)
+        assert any("1 bars reach more than 3 %" in warning for warning in report.warnings)
+    else:
+        with pytest.raises(UserError, match="1 bars reach more than 20 %"):
+            load(both, 30)
 
 
 # --- contracts --------------------------------------------------------------------------------
