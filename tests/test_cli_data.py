@@ -88,6 +88,7 @@ REFUSED = {
     "empty": (b"", [], "is empty", "Expected a header"),
     "blanks only": (b" \n\n \n", [], "is empty", "Expected a header"),
     "header alone": (GOOD[:HEAD], [], "a header but no rows", "one row per bar"),
+    "header alone, cut": (GOOD[: HEAD - 1], [], "a header but no rows", "one row per bar"),
     "one line": (GOOD[: HEAD + len(LINES[1]) + 1], [], "fewer than two bars", "one row"),
     "no header": (GOOD[HEAD:], [], "Column missing: time, open", "expected a first line with"),
     "column missing": (csv(frame().drop(columns="Low")), [], "missing: low", "rename or add"),

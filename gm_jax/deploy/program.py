@@ -132,7 +132,7 @@ def _pieces(arguments: argparse.Namespace, desk: Desk) -> Iterator[Bars]:
     for bars in _versions(arguments, desk):
         begun = desk.feed.last is not None
         new, last = following(desk, bars) if begun else bars, bars.time[-1:].tolist()
-        if reason := why_not_live(bars, desk.feed.warmup, time.time_ns()):
+        if reason := why_not_live(desk, bars, time.time_ns()):
             if last != told:
                 print(f"no decision: {reason}", file=sys.stderr)
             told, new = last, new[: 0 if begun else -1]
@@ -182,7 +182,7 @@ def _load(arguments: argparse.Namespace, desk: Desk) -> Bars:
         date_format=arguments.date_format,
         tz=arguments.tz,
         repair=arguments.repair,
-        around_the_clock=arguments.around_the_clock,
+        around_the_clock=arguments.around_the_clock or desk.around_the_clock,
         tick=config["settings"]["tick_points"],
         live=desk.feed.warmup + 1 if arguments.follow else 0,
     )

@@ -39,6 +39,11 @@ class Desk:
     share: float = 0.0  # of the maximum, what the last decision aims at
     latency: list[float] = field(default_factory=list)  # seconds from a bar to its order
 
+    @property
+    def around_the_clock(self) -> bool:
+        """Whether its market is never shut, as that was which it was trained on."""
+        return bool(self.package.config["source"]["around_the_clock"])
+
     @classmethod
     def open(cls, path: str | Path, system: str) -> Desk:
         """Load a team.
@@ -172,7 +177,7 @@ class TradingEnvironment:
         desk = self._desk(system)
         bars = self._bars(desk, frame)
         new = following(desk, bars)
-        reason = why_not_live(bars, desk.feed.warmup, self._now()) if self.live else ""
+        reason = why_not_live(desk, bars, self._now()) if self.live else ""
         if reason:
             raise UserError(f"{reason}. For bars of the past make TradingEnvironment(live=False).")
         if len(new):
@@ -199,6 +204,7 @@ class TradingEnvironment:
             config["bar_minutes"],
             tick=config["settings"]["tick_points"],
             live=desk.feed.warmup + 1 if self.live else 0,
+            around_the_clock=desk.around_the_clock,
             tz=self._tz,
             date_format=self._date_format,
         )
@@ -228,17 +234,18 @@ def closed_by(bars: Bars, now: int) -> Bars:
     return bars[: int(np.searchsorted(closes, now, side="right"))]
 
 
-def why_not_live(bars: Bars, warmup: int, now: int) -> str:
+def why_not_live(desk: Desk, bars: Bars, now: int) -> str:
     """Return why nothing may be decided at the last bar now, and nothing where it may.
 
     Args:
+        desk: that would decide.
         bars: those that have closed.
-        warmup: how many of them a decision rests on.
         now: ns UTC.
     """
+    warmup = desk.feed.warmup  # bars that a decision rests on
     if not len(bars):
         return "No bar has closed yet"
-    late = overdue(int(bars.time[-1]), bars.minutes, now)
+    late = overdue(int(bars.time[-1]), bars.minutes, now, desk.around_the_clock)
     if late > MOST_OVERDUE:
         last = iso(bars.time[-1])
         return f"The last closed bar is of {last}; {late} bars have closed since and are needed"

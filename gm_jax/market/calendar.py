@@ -125,16 +125,19 @@ def holes(time_ns: np.ndarray, minutes: int) -> np.ndarray:
     return hole
 
 
-def overdue(last_ns: int, minutes: int, now_ns: int) -> int:
+def overdue(last_ns: int, minutes: int, now_ns: int, around_the_clock: bool = False) -> int:
     """Return how many bars have closed since one, days that may be short left out.
 
     Args:
         last_ns: ns since 1970 UTC, open of the bar.
         minutes: length of a bar.
         now_ns: ns since 1970 UTC.
+        around_the_clock: of a market that is never shut.
     """
     step = minutes * MINUTE
     opens = np.arange(last_ns + step, now_ns - step + 1, step)[:_MOST_OVERDUE]
+    if around_the_clock:
+        return len(opens)
     opens = opens[~closed(opens)]
     return int((~np.isin(session_of(opens), _short_days().astype(np.int64))).sum())
 

@@ -53,7 +53,9 @@ def drop_bad_rows(
             f"{bad.sum():,} of {len(frame):,} rows are bad ({listed}; {_lines(frame, bad)}). "
             "Expected at most 1 %: mend or remove them."
         )
-    late = bad & (np.arange(len(frame)) >= len(frame) - newest)
+    sure = time[~np.isnat(time)]
+    age = np.arange(len(frame))[:: 1 if sure[:1] > sure[-1:] else -1]  # in rows, 0 is the newest
+    late = bad & (age < newest)
     if late.any():
         names = [name for i, name in enumerate(faults) if (late & (first_fault == i)).any()]
         raise UserError(
@@ -74,7 +76,8 @@ def drop_closed(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
         raise UserError(
             f"{shut.sum():,} of {len(frame):,} bars lie in the 17:00-18:00 New York break or on a "
             f"weekend ({_lines(frame, shut)}); expected at most 0.1 %. Check --tz, --date-format "
-            "and that stamps are bar opens; a 24-hour market takes --around-the-clock."
+            "and that stamps are bar opens; a 24-hour market takes --around-the-clock; until 18 "
+            "September 2015 trading ended at 17:15: cut such history off."
         )
     return frame[~shut], int(shut.sum())
 

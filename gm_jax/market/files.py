@@ -27,9 +27,13 @@ def existing(path: str | Path) -> Path:
         UserError: there is none, or it is a directory.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if folder:
         raise UserError(f"{path} is a directory; expected a CSV file: name one inside it.")
-    if not path.is_file():
+    if not file:
         raise UserError(
             f"No file {path}; expected a CSV with Date, Open, High, Low, Close, Volume."
         )

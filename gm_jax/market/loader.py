@@ -57,7 +57,8 @@ def load(
     frame = table.frame
     stamps = parse(frame["time"], date_format)
     minutes = _bar_minutes(stamps.time, minutes, source)
-    frame["time"], zone, zone_notes = _in_utc(stamps, minutes, tz, around_the_clock)
+    sure = np.isfinite(frame[list(VALUES)].to_numpy()).all(axis=1)  # rows that fill a grid are not
+    frame["time"], zone, zone_notes = _in_utc(stamps, sure, minutes, tz, around_the_clock)
     clean, counts = _clean(frame, minutes, tick, repair, around_the_clock, live)
 
     whole = _bars(clean, minutes, tick, around_the_clock)
@@ -122,9 +123,12 @@ def _bar_minutes(time: np.ndarray, declared: int | None, source: str | Path | pd
 
 
 def _in_utc(
-    stamps: Stamps, minutes: int, tz: str | None, around_the_clock: bool
+    stamps: Stamps, sure: np.ndarray, minutes: int, tz: str | None, around_the_clock: bool
 ) -> tuple[np.ndarray, str, list[str]]:
-    """Return the stamps in UTC, [T] datetime64[ns], the zone they were in and what to note."""
+    """Return the stamps in UTC, [T] datetime64[ns], the zone they were in and what to note.
+
+    What is not stated is found out from the rows that are `sure`, [T] bool.
+    """
     if stamps.zone is not None:
         note = f"the stamps state their zone themselves; --tz {tz} is not used"
         return stamps.time, stamps.zone, [note] if tz else []
@@ -134,7 +138,7 @@ def _in_utc(
         raise UserError(
             "A market without a daily break does not show its zone: state it with --tz."
         )
-    zone, notes = infer_zone(stamps.time, minutes)
+    zone, notes = infer_zone(stamps.time[sure], minutes)
     return to_utc(stamps.time, zone), zone, notes
 
 

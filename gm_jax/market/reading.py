@@ -88,7 +88,7 @@ def _from_file(path: str | Path) -> tuple[pd.DataFrame, list[str], list[str]]:
         raw = _parsed(lines, separator, header) if second else pd.DataFrame(columns=header)
     except (pd.errors.ParserError, csv.Error) as error:
         raise UserError(_misfit(path, text, separator)) from error
-    if len(raw) != text.count(b"\n", len(first)) + (not text.endswith(b"\n")):
+    if second and len(raw) != text.count(b"\n", len(first)) + (not text.endswith(b"\n")):
         raise UserError(_misfit(path, text, separator))  # a quoted text holds line ends
     raw.index = pd.RangeIndex(2, len(raw) + 2, name="line")
     cut = "the last line has no line end: the file may have been cut short there"
@@ -134,7 +134,7 @@ def _misfit(path: str | Path, text: bytes, separator: str) -> str:
 
 
 def _fold(name: str) -> str:
-    return name.strip().casefold()
+    return name.strip().strip("<>").casefold()
 
 
 def _match(name: str, header: list[str]) -> str | None:

@@ -77,7 +77,7 @@ def parse(column: pd.Series, date_format: str | None = None) -> Stamps:
 
 
 def _by_pattern(text: pd.Series, pattern: str) -> Stamps:
-    aware = "%z" in pattern
+    aware = "%z" in pattern.lower()  # an offset or a zone's name
     try:
         time = pd.to_datetime(text, format=pattern, errors="coerce", utc=aware)
     except ValueError as error:
@@ -85,8 +85,9 @@ def _by_pattern(text: pd.Series, pattern: str) -> Stamps:
             f"--date-format {pattern!r} is no date pattern ({error}). Expected one of "
             f"{', '.join(ORDERS)} or a pattern such as '%d/%m/%Y %H:%M'."
         ) from error
-    naive = time.dt.tz_localize(None) if aware else time
-    return Stamps(_in_ns(naive), pattern, "UTC" if aware else None)
+    stated = isinstance(time.dtype, pd.DatetimeTZDtype)
+    naive = time.dt.tz_convert("UTC").dt.tz_localize(None) if stated else time
+    return Stamps(_in_ns(naive), pattern, "UTC" if stated else None)
 
 
 def _in_ns(column: pd.Series) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def write_csv(bars: Bars, path: str | Path) -> None:
         reason = error.strerror or error
         raise UserError(f"Cannot write {path}: {reason}. Does its folder exist?") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be written it cannot be removed
+            unfinished.unlink()
 
 
 def _frame(bars: Bars) -> pd.DataFrame:

@@ -369,6 +369,42 @@ def test_a_stated_pattern_reads_what_the_grammar_does_not(save: Callable) -> Non
     assert (len(bars), report.first) == (230, "2023-10-01T22:00:00Z")
 
 
+def test_a_stated_pattern_may_have_the_zones_name(week: pd.DataFrame, save: Callable) -> None:
+    stamps = week["Timestamp"].dt.strftime("%Y%m%d %H:%M:%S") + " America/New_York"
+    named = week.assign(Timestamp=stamps)
+    bars, report = load(save(named), 30, date_format="%Y%m%d %H:%M:%S %Z")
+    assert (report.timezone, report.first) == ("UTC", "2023-10-15T22:00:00Z")
+    assert len(bars) == 230
+
+
+def test_names_in_angle_brackets_are_names(week: pd.DataFrame, save: Callable) -> None:
+    date, clock = (week["Timestamp"].dt.strftime(x) for x in ("%Y.%m.%d", "%H:%M:%S"))
+    frame = pd.concat([date.rename("date"), clock.rename("time"), week.iloc[:, 1:]], axis=1)
+    frame.columns = [f"<{name.upper()}>" for name in frame.columns]
+    bars, report = load(save(frame), 30)
+    assert (len(bars), report.first) == (230, "2023-10-15T22:00:00Z")
+
+
+def test_rows_that_fill_a_grid_say_nothing_of_the_zone(week: pd.DataFrame) -> None:
+    whole = pd.date_range(week["Timestamp"].iloc[0], week["Timestamp"].iloc[-1], freq="30min")
+    filled = week.set_index("Timestamp").reindex(whole).rename_axis("Timestamp").reset_index()
+    with pytest.raises(UserError, match=r"rows are bad .*not a number"):
+        load(filled, 30)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_newest_rows_are_those_of_the_newest_bars(week: pd.DataFrame, turned: bool) -> None:
+    for bad, refused in ((229, True), (0, False)):
+        frame = week.astype({"Volume": float})
+        frame.loc[bad, "Close"] = np.nan
+        frame = frame[::-1] if turned else frame
+        if refused:
+            with pytest.raises(UserError, match="Of the newest 50 bars 1 are bad"):
+                load(frame, 30, live=50, repair=True)
+        else:
+            assert len(load(frame, 30, live=50, repair=True)[0]) == 229
+
+
 def test_years_beyond_nanoseconds_do_not_wrap(week: pd.DataFrame) -> None:
     stamps = text(week, "%Y-%m-%d %H:%M")
     stamps.loc[70, "Timestamp"] = "9999-12-31 10:00"
