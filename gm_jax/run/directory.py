@@ -94,6 +94,11 @@ class RunDirectory:
         Raises:
             UserError: it is none.
         """
+        if not (path / "model_config.json").is_file() and (path / SWEEP).is_file():
+            raise UserError(
+                f"{path} is a sweep, expected one run: take {path / BEST}, which it writes at its "
+                "end; `gm-jax sweep SYSTEM --resume` goes on with one that was cut off."
+            )
         if not (path / "model_config.json").is_file():
             raise UserError(
                 f"{path} is no run directory: it has no model_config.json, which a run writes "

@@ -14,10 +14,9 @@ from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
 from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
-from gm_jax.run import evaluation, record, results
+from gm_jax.run import evaluation, mandate, record, results
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
-from gm_jax.run.mandate import load_all
 from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.progress import say
 from gm_jax.run.setup import Setup
@@ -56,6 +55,7 @@ def evaluate_run(
         seen, selected = (
             common_bars(setup, trained, trained.split[part]) > 0 for part in ("train", "validation")
         )
+    seen = seen or mandate.seen(setup.loaded.strategic, setup.loaded.bars, setup.split[split])
     for warning in setup.loaded.warnings:
         say(f"warning: {warning}")
     if seen:
@@ -98,19 +98,24 @@ def _report(
     if own:
         tried = results.known_trials(directory, setup)
     else:
-        tried = results.record_trial(directory, setup, {split: results.per_session(team)})
+        trained_on = directory.config()["data_sha256"]
+        sharpes = {split: results.per_session(team)}
+        tried = results.record_trial(directory, setup, sharpes, trained_on)
     return {
         **report,
         **evaluation.luck(team, tried, split),
         "targets": evaluation.targets(setup, report, split, learner.chosen_at(state)),
-        **{k: results.stored(directory, split, k) if own else None for k in ("pbo", "null_test")},
+        **{
+            k: results.stored(directory, state, split, k) if own else None
+            for k in ("pbo", "null_test")
+        },
     }, team
 
 
 def elsewhere(setup: Setup, source: Source) -> Setup:
     """Return the setup with other bars and the run's own scaler; every usable bar is in `all`."""
     settings = setup.settings.replace(market_parameters={})
-    loaded = load_all(source, settings, setup.system.minutes)
+    loaded = mandate.load_all(source, settings, setup.system.minutes)
     count = len(loaded.bars)
     if count <= setup.warmup + 1:
         raise UserError(

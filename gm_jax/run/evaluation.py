@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -29,9 +30,14 @@ from gm_jax.run.setup import Setup
 TARGET_ITERATIONS = 200  # within which the tactical target reward is to be reached
 
 
-@lru_cache
 def team_policy(config: Config) -> policies.Policy:
-    """Return the greedy team as a policy; one object per config, so that it compiles once."""
+    """Return the greedy team as a policy, in float32 as it is deployed, however it was trained."""
+    return _team_policy(replace(config, precision="float32"))
+
+
+@lru_cache
+def _team_policy(config: Config) -> policies.Policy:
+    """Return one object per config, so that it compiles once."""
 
     def policy(actor: Any, state: State, market: Market, params: EnvParams, team: Team) -> Array:
         del team

@@ -56,7 +56,7 @@ def together(setup: Setup, source: Source, begun: bool = False) -> Compiled:
         begun: it has a state, whose size is settled.
     """
     if cluster.several():
-        cluster.message(json.loads(to_json(model_config(setup, source))))
+        cluster.message(json.loads(to_json(model_config(setup, source) | {"begun": begun})))
     return cluster.agreed(lambda: fitting_program(setup, begun))
 
 
@@ -70,7 +70,7 @@ def follow() -> None:
         if (config := cluster.message()) is None:
             cluster.leave()
             return
-        compiled = cluster.agreed(lambda: fitting_program(_rebuilt(config)))
+        compiled = cluster.agreed(lambda: fitting_program(_rebuilt(config), config["begun"]))
         if cluster.wait() == cluster.END:
             cluster.leave()
             return

@@ -138,11 +138,28 @@ def _over(ledger: Ledger) -> tuple[str, ...]:
     )
 
 
+def seen(path: str | None, bars: Bars, span: tuple[int, int]) -> bool:
+    """Return whether a span's times are among those that the strategic team was trained on.
+
+    Args:
+        path: of the strategic run; None where there is none.
+        bars: T bars.
+        span: half-open range of them.
+    """
+    return path is not None and _overlap(RunDirectory.open(Path(path)).config(), bars[slice(*span)])
+
+
+def _overlap(config: dict[str, Any], bars: Bars) -> bool:
+    train = config["split"]["train"]
+    ends = (np.datetime64(train[end].removesuffix("Z"), "ns") for end in ("first", "last"))
+    first, last = (int(end.astype(np.int64)) for end in ends)
+    return bool(bars.time[-1] >= first and bars.time[0] <= last)
+
+
 def _seen(config: dict[str, Any], bars: Bars) -> tuple[str, ...]:
     """Warn where the strategic team was trained on times among these bars."""
     train = config["split"]["train"]
-    first, last = (np.datetime64(train[end].removesuffix("Z"), "ns") for end in ("first", "last"))
-    if bars.time[-1] < first.astype(np.int64) or bars.time[0] > last.astype(np.int64):
+    if not _overlap(config, bars):
         return ()
     return (
         f"The strategic team was trained on {train['first']} to {train['last']}: if that was this "

@@ -23,7 +23,7 @@ from gm_jax.mappo import learner, members
 from gm_jax.mappo.types import Networks, TrainState
 from gm_jax.run import memory, pace
 from gm_jax.run.checkpoint import Checkpoints
-from gm_jax.run.directory import RunDirectory
+from gm_jax.run.directory import RunDirectory, write_whole
 from gm_jax.run.progress import clock, say
 from gm_jax.run.setup import Setup
 from gm_jax.run.signals import first_is_a_wish
@@ -116,13 +116,16 @@ def train_members(
         return
     one = make(numbers[0])
     key, watch = key or drawn_from(one.settings.seed), watch or require_finite
-    program = fitting_program(one, make(numbers[-1]), len(numbers))
+    folder = directory.path / name
+    begun = _begun_size(folder, numbers[0])
+    program = fitting_program(one, make(numbers[-1]), len(numbers), begun)
     size = program.size
     for begin in range(0, len(numbers), size):
         mine = tuple(numbers[begin : begin + size])
         label = f"{name}: {begin + 1}-{begin + len(mine)} of {len(numbers)}"
         chunk = Chunk(mine, tuple(map(make, mine)), label)
-        folder = directory.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(_size_file(folder, mine[0]), str(size))
         state = _train(folder, program, chunk, key, watch)
         yield Trained(chunk.numbers, chunk.setups, state)
 
@@ -147,7 +150,18 @@ def forget(directory: RunDirectory, name: str) -> None:
     shutil.rmtree(directory.path / name, ignore_errors=True)
 
 
-def fitting_program(one: Setup, other: Setup, count: int) -> Program:
+def _size_file(folder: Path, number: int) -> Path:
+    """Return what keeps the size of the chunk that begins with a member."""
+    return folder / f"size-{number}"
+
+
+def _begun_size(folder: Path, number: int) -> int | None:
+    """Return of how many members the chunk was that an earlier try began with this one."""
+    file = _size_file(folder, number)
+    return int(file.read_text()) if file.exists() else None
+
+
+def fitting_program(one: Setup, other: Setup, count: int, begun: int | None = None) -> Program:
     """Return the program of as many members as train within the memory that is free.
 
     Chunks are equal, so that the last is filled up by few.
@@ -156,19 +170,19 @@ def fitting_program(one: Setup, other: Setup, count: int) -> Program:
         one: setup of a member.
         other: setup of another, to tell what they share.
         count: members there are.
+        begun: size of a chunk that an earlier try has begun: of another size it would begin anew.
     """
-    axes = axes_of((one, other)[:count])
-    chunks = math.ceil(count / MOST)
+    axes = axes_of((one, other)[: max(count, begun or 0)])
+    size = begun or math.ceil(count / math.ceil(count / MOST))
     while True:
-        size = math.ceil(count / chunks)
         compiled = _compile(one, axes, size)
         analysis: Any = compiled.memory_analysis()
         # for a moment, what is stacked exists twice
         needed = int(2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
         if size == 1 or needed < MEMORY_SHARE * memory.device()["free"]:
             return Program(size, axes, compiled)
-        chunks *= 2
         say(f"memory: {size} members need {needed / 2**30:.1f} GiB, fewer are trained at a time")
+        size = math.ceil(count / (2 * math.ceil(count / size)))
 
 
 def arguments(setup: Setup) -> members.Arguments:

@@ -12,7 +12,7 @@ from gm_jax.mappo.types import TrainState
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import session_closes, session_returns, summarise
 from gm_jax.report.significance import session_sharpe
-from gm_jax.run import evaluation, pictures, trials
+from gm_jax.run import evaluation, mandate, pictures, trials
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
 from gm_jax.run.members import forget
 from gm_jax.run.null_test import null_test
@@ -126,7 +126,7 @@ def evaluate_splits(
             **evaluation.luck(ledgers["team"], tried, name),
             "targets": evaluation.targets(setup, report, name, learner.chosen_at(state)),
             "null_test": None,
-            "in_sample": False,
+            "in_sample": mandate.seen(setup.loaded.strategic, setup.loaded.bars, setup.split[name]),
             "selected_on": name == "validation",
             "last": summarise(last, most),
         }
@@ -134,14 +134,25 @@ def evaluate_splits(
 
 
 def record_trial(
-    directory: RunDirectory, setup: Setup, sharpes: dict[str, float | None]
+    directory: RunDirectory,
+    setup: Setup,
+    sharpes: dict[str, float | None],
+    trained_on: str | None = None,
 ) -> list[trials.Trial] | None:
     """Enter a run into the trials file; return all trials on the same bars, see `known_trials`.
 
     A file that cannot be written is a warning: a report is not lost to its neighbours.
+
+    Args:
+        directory: of the run or the sweep.
+        setup: of the run, with the bars that it was tried on.
+        sharpes: by split, per session.
+        trained_on: digest of the bars that it was trained on, where they are others.
     """
     settings = {k: v for k, v in setup.settings.to_json().items() if k not in ANALYSES}
     settings["mandate_sha256"] = setup.loaded.mandate_digest
+    if trained_on not in (None, setup.loaded.digest):  # teams of several markets, tried on one
+        settings["trained_on_sha256"] = trained_on
     entry = trials.trial(directory.path, setup.system.name, setup.loaded.digest, settings, sharpes)
     try:
         trials.record(trials.beside(directory.path), entry)
@@ -166,9 +177,15 @@ def per_session(ledger: Ledger) -> float | None:
     return session_sharpe(session_returns(closes))
 
 
-def stored(directory: RunDirectory, split: str, figure: str) -> Any:
-    """Return a figure that an evaluation cannot find anew, `null_test` or `pbo`; None without."""
-    return _stored(directory).get("splits", {}).get(split, {}).get(figure)
+def stored(directory: RunDirectory, state: TrainState, split: str, figure: str) -> Any:
+    """Return a figure that an evaluation cannot find anew, `null_test` or `pbo`; None without.
+
+    What was found of other networks, before a resume, is none of these.
+    """
+    found = _stored(directory)
+    if found.get("iterations") != int(state.iteration):
+        return None
+    return found["splits"].get(split, {}).get(figure)
 
 
 def stored_iterations(directory: RunDirectory) -> int | None:
@@ -240,7 +257,9 @@ def headline(report: dict[str, Any]) -> str:
     return (
         f"after-cost Sharpe: {', '.join(f'{k} {number(v)}' for k, v in sharpe.items())}; "
         f"drawdown {report['max_drawdown']:.1%}, net P&L {report['net_pnl']:,.0f} USD of which "
-        f"costs {costs:,.0f}" + (f"; closed early by {closed['reason']}" if closed else "")
+        f"costs {costs:,.0f}"
+        + (f"; closed early by {closed['reason']}" if closed else "")
+        + ("; in-sample" if report.get("in_sample") else "")
     )
 
 

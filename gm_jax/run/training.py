@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import jax
 
 from gm_jax.config import change
-from gm_jax.errors import LostProcessError, UserError
+from gm_jax.errors import LostProcessError, NotFiniteError, UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
@@ -245,15 +245,34 @@ def finish(run: Run, began: float) -> dict[str, Any]:
     with writing(directory.path):
         found = write_results(directory, setup, run.state, run.pbo)
         summary = _write_statistics(run, began)
-        if int(run.state.iteration) == setup.settings.num_episodes and not run.interrupted:
-            try:
-                analyse(directory, setup, run.state, found)
-            except StoppedEarlyError:
-                run.interrupted = True
-                say(run.kept())
+        settings, whole = setup.settings, int(run.state.iteration) == setup.settings.num_episodes
+        if (settings.null_copies or settings.walk_forward) and whole and not run.interrupted:
+            _analyse(run, found)
+            summary = _write_statistics(run, began)
         run.trackers.report(summary["env_steps"], found)
         _export(run)
     return summary
+
+
+def _analyse(run: Run, found: dict[str, Any]) -> None:
+    """Do what analyses were asked for; a signal ends them and is remembered.
+
+    Raises:
+        UserError, NotFiniteError: one cannot be done; the run is exported without it.
+    """
+    try:
+        analyse(run.directory, run.setup, run.state, found)
+    except StoppedEarlyError:
+        run.interrupted = True
+        say(run.kept())
+    except WriteError:
+        raise
+    except (UserError, NotFiniteError) as error:
+        _export(run)
+        raise type(error)(
+            f"{error} The run itself is whole: `gm-jax train {run.setup.system.name} --resume "
+            f"{run.directory.path} --null 0 --walk-forward 0` ends it without its analyses."
+        ) from error
 
 
 def _export(run: Run) -> None:

@@ -22,7 +22,7 @@ from gm_jax.market.data_report import iso
 from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import summarise
-from gm_jax.run import baselines
+from gm_jax.run import baselines, mandate
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import account_report, comparison, team_ledger
 from gm_jax.run.members import train_members
@@ -59,12 +59,17 @@ def walk_forward(
     spans = [fold.split.test for fold in folds]
     joined, whole = Ledger.join(pieces), (spans[0][0], spans[-1][1])
     ledgers = {"team": joined, **baselines.baselines(setup, joined, whole)}
-    most = setup.settings.max_contracts
+    most, bars, strategic = setup.settings.max_contracts, setup.loaded.bars, setup.loaded.strategic
     report = {
         "folds": [
-            {**_dates(fold), **summarise(piece, most)}
+            {
+                **_dates(fold),
+                **summarise(piece, most),
+                "in_sample": mandate.seen(strategic, bars, fold.split.test),
+            }
             for fold, piece in zip(folds, pieces, strict=True)
         ],
+        "in_sample": mandate.seen(strategic, bars, whole),
         **account_report(setup, joined, whole),
         **comparison(setup, ledgers),
     }

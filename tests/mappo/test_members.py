@@ -427,6 +427,19 @@ def test_stopped_and_continued_equals_uninterrupted(five, tmp_path, quick, monke
         assert_same(networks, again[member])
 
 
+def test_a_chunk_that_was_begun_keeps_its_size(five, tmp_path, quick, monkeypatch):
+    """As with a null test, which asks no more for the copies that are done."""
+    with monkeypatch.context() as patch:
+        launches(patch, 6)
+        with pytest.raises(StoppedEarlyError):
+            trained(tmp_path, 5)
+    left = launches(monkeypatch)
+    (part,) = train_members(RunDirectory(tmp_path), NAME, range(3, 5), make)
+    assert len(left) == 2
+    for m, number in enumerate(part.numbers):
+        assert_same(five[number], jax.tree.map(lambda x, m=m: x[m], part.networks))
+
+
 def test_second_signal_ends_at_once(tmp_path, quick, monkeypatch):
     def twice(*_):
         signal.raise_signal(signal.SIGINT)

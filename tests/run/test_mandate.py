@@ -288,6 +288,13 @@ def test_account_stays_within_the_mandate(runs, bars):
     assert len({*ledger.position}) > 2
 
 
+def test_what_the_strategic_team_was_trained_on_is_in_sample(runs, bars):
+    split = record.reopen(RunDirectory(runs[1]))[0].split
+    assert mandate.seen(str(runs[0]), bars, split.train)
+    assert not mandate.seen(str(runs[0]), bars, split.test)
+    assert not mandate.seen(None, bars, split.train)
+
+
 def test_evaluated_and_resumed(runs, tmp_path, capsys, monkeypatch):
     copy = shutil.copytree(runs[1], tmp_path / "copy")
     capsys.readouterr()

@@ -324,6 +324,24 @@ def test_copies_are_added_to_a_finished_run(run, monkeypatch, capsys):
     assert gm_jax("evaluate", run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["null_test"] == two
 
+    path = run / "validation_results.json"  # as after a resume that was killed: of other networks
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"iterations": 3}))
+    assert gm_jax("evaluate", run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["null_test"] is None
+
+
+def test_a_null_test_that_cannot_be_done_leaves_the_run_whole(run, monkeypatch, capsys):
+    def impossible(*_):
+        raise UserError("The prices of a copy are beyond what is counted.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "null_test", impossible)
+        assert gm_jax("train", "tactical", "--resume", run, "--null", 2) == 2
+    said = capsys.readouterr().err
+    assert "beyond what is counted. The run itself is whole" in said
+    assert "--null 0 --walk-forward 0` ends it" in said
+    assert gm_jax("train", "tactical", "--resume", run, "--null", 0, "--walk-forward", 0) == 0
+
 
 def test_interrupted_null_test_goes_on_where_it_was(run, tmp_path, monkeypatch, capsys):
     whole = shutil.copytree(run, tmp_path / "whole")

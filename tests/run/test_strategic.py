@@ -1,6 +1,7 @@
 """The strategic system end to end: real rolls, a whole report, worlds with a known answer."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -19,7 +20,7 @@ from gm_jax.report.backtest import backtest
 from gm_jax.report.metrics import summarise
 from gm_jax.run import evaluation
 from gm_jax.run.oracles import fit_oracle
-from gm_jax.run.setup import prepare
+from gm_jax.run.setup import prepare, static_config
 from gm_jax.run.source import Source, load
 from gm_jax.systems import STRATEGIC, TACTICAL
 
@@ -148,6 +149,12 @@ def test_targets_are_met_beyond_them_and_in_time(system, figures, iterations, me
     setup = SimpleNamespace(system=system, settings=system.settings)
     found = evaluation.targets(setup, report, "test", iterations)
     assert {name: aim["met"] for name, aim in found.items()} == met
+
+
+def test_a_report_is_of_the_team_as_it_is_deployed():
+    config = static_config(STRATEGIC, STRATEGIC.settings)
+    low = replace(config, precision="bfloat16")
+    assert evaluation.team_policy(low) is evaluation.team_policy(config)
 
 
 # -- worlds with a known answer -----------------------------------------------------------------
