@@ -209,7 +209,7 @@ def stand_in(system: System, settings: Settings, bars: int = 0) -> Setup:
     """
     warmup = arrays.warmup(settings.features, system.minutes, system.team)
     small = settings.replace(market_bars=max(BARS, 2 * warmup), market_parameters={})
-    small = small.replace(walk_forward=0, null_copies=0)
+    small = small.replace(walk_forward=0, null_copies=0, tick_points=0.25)  # the market's tick
     setup = prepare(system, small, load(Source(market="planted"), small, system.minutes))
     return in_class(setup, max(bars, size_class(len(setup.loaded.bars))))
 

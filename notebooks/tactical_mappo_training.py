@@ -57,7 +57,7 @@ from pathlib import Path
 ON_COLAB = "google.colab" in sys.modules
 KEPT = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "pandas", "torch")
 
-if importlib.util.find_spec("gm_jax") is None:
+if getattr(importlib.util.find_spec("gm_jax"), "origin", None) is None:  # or a mere folder
     if not (ON_COLAB and REPOSITORY):
         raise RuntimeError(
             "gm_jax is not installed here. On Colab set REPOSITORY in the first cell to the "

@@ -280,6 +280,18 @@ def test_data_are_read_once_and_again_when_they_change(df, tmp_path, monkeypatch
     assert trainer.engine.state is held  # the file holds the same bars
 
 
+def test_too_little_memory_says_how_to_take_less(trained, monkeypatch):
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "train", exhausted)
+        with pytest.raises(UserError, match=r"too little memory for 8 environments.*batch_size="):
+            trained.train_episode()
+    trained.train_episode()  # what was learnt is kept
+    assert len(trained.history) == 3
+
+
 def test_no_data_and_no_such_data_are_refused(df):
     with pytest.raises(UserError, match=r"No data to train on. Give bars.*train_episode\(data=df"):
         tiny().train_episode()
@@ -756,6 +768,9 @@ def test_an_earlier_export_is_replaced_and_nothing_else(trained, df, tmp_path, u
     again.load_checkpoint(tmp_path / "run-1")  # nothing of the first is lost
     assert len(again.history) == 3
     shutil.rmtree(tmp_path / "run-1")
+    again.engine.planned = 7  # copies of a null test learn by the same plan
+    setup = files.save_progress(again.engine, tmp_path / "planned")
+    assert setup.hyper.num_updates == 7 * setup.config.num_rollouts
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty, and what is in it is no earlier export"):

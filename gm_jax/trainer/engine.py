@@ -167,16 +167,18 @@ class Engine:
 
     def _run(self, setup: Setup, state: TrainState, count: int) -> tuple[TrainState, Any]:
         """Return the state and the metrics, on the host, after so many iterations."""
-        state, metrics = learner.train(
-            state,
-            jnp.int32(count),
-            setup.market,
-            setup.params,
-            self._hyper(setup, state),
-            setup.segments,
-            config=setup.config,
-        )
-        return state, jax.device_get(metrics)
+        rest = (setup.market, setup.params, self._hyper(setup, state), setup.segments)
+        try:
+            state, metrics = learner.train(state, jnp.int32(count), *rest, config=setup.config)
+            return state, jax.device_get(metrics)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"The device has too little memory for {setup.config.num_envs} environments. Take "
+                "fewer, by batch_size=…; gpu_optimizer.optimize_batch_size(trainer) finds the most "
+                "that fit. What was learnt is kept."
+            ) from error
 
     def _hyper(self, setup: Setup, state: TrainState) -> Hyper:
         """Return the program's numbers, with the updates done and to come as those planned."""

@@ -23,7 +23,7 @@ from gm_jax.run.directory import LOCK, PART, RunDirectory, write_whole, writing
 from gm_jax.run.progress import say
 from gm_jax.run.record import BARS, model_config, reopen
 from gm_jax.run.results import stored_iterations
-from gm_jax.run.setup import Setup
+from gm_jax.run.setup import Setup, hyper
 from gm_jax.run.source import load
 from gm_jax.systems import System
 from gm_jax.trainer.data import Dataset
@@ -127,7 +127,9 @@ def save_progress(engine: Engine, path: Path) -> Setup:
         UserError: nothing trained, something else in the folder, or not writable.
     """
     setup, state = engine.trained()
-    setup = replace(setup, settings=setup.settings.replace(num_episodes=engine.planned))
+    settings = setup.settings.replace(num_episodes=engine.planned)
+    rates = hyper(settings, setup.config.num_rollouts)  # of the plan that the team learnt by
+    setup = replace(setup, settings=settings, hyper=rates)
     part, old = (_beside(path, x) for x in (PART, OLD))
     _put_back(path)
     before = _earlier_export(path)
