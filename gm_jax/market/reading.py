@@ -37,8 +37,8 @@ def read(source: str | Path | pd.DataFrame) -> Table:
     """Read the columns that make bars.
 
     Fields are parted by comma, semicolon, tab or `|`, whichever the header line has most of. Header
-    names are stripped of blanks and their case is folded. Columns Date and Time are joined. Other
-    columns are ignored. A value that is no number is NaN.
+    names are stripped of blanks and angle brackets, their case is folded. Columns Date and Time are
+    joined. Other columns are ignored. A value that is no number is NaN.
 
     Args:
         source: a CSV file, gzipped or not, or a frame, which is left untouched.

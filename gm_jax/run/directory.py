@@ -97,7 +97,7 @@ class RunDirectory:
         if not (path / "model_config.json").is_file() and (path / SWEEP).is_file():
             raise UserError(
                 f"{path} is a sweep, expected one run: take {path / BEST}, which it writes at its "
-                "end; `gm-jax sweep SYSTEM --resume` goes on with one that was cut off."
+                f"end; one that was cut off goes on by `gm-jax sweep SYSTEM --resume {path}`."
             )
         if not (path / "model_config.json").is_file():
             raise UserError(

@@ -55,7 +55,6 @@ def evaluate_run(
         seen, selected = (
             common_bars(setup, trained, trained.split[part]) > 0 for part in ("train", "validation")
         )
-    seen = seen or mandate.seen(setup.loaded.strategic, setup.loaded.bars, setup.split[split])
     for warning in setup.loaded.warnings:
         say(f"warning: {warning}")
     if seen:
@@ -67,7 +66,8 @@ def evaluate_run(
     return {
         "run_dir": str(path),
         "split": split,
-        "in_sample": seen,
+        "in_sample": seen
+        or mandate.seen(setup.loaded.strategic, setup.loaded.bars, setup.split[split]),
         "selected_on": selected,
         "source": dataclasses.asdict(source or own_source),
         "warnings": list(setup.loaded.warnings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -112,22 +113,23 @@ def train_members(
         StoppedEarlyError: a signal came; the state is saved.
         NotFiniteError: see `require_finite`.
     """
-    if not numbers:
-        return
-    one = make(numbers[0])
-    key, watch = key or drawn_from(one.settings.seed), watch or require_finite
-    folder = directory.path / name
-    begun = _begun_size(folder, numbers[0])
-    program = fitting_program(one, make(numbers[-1]), len(numbers), begun)
-    size = program.size
-    for begin in range(0, len(numbers), size):
-        mine = tuple(numbers[begin : begin + size])
+    program: Program | None = None
+    usual, begin, folder = 0, 0, directory.path / name
+    while begin < len(numbers):
+        left = numbers[begin:]
+        one, other = make(left[0]), make(left[-1])
+        key, watch = key or drawn_from(one.settings.seed), watch or require_finite
+        begun = _begun_size(folder, left, one)
+        if program is None or program.size != (begun or usual):
+            program = fitting_program(one, other, len(left), begun)
+            usual = usual if begun else program.size
+        mine = tuple(left[: program.size])
         label = f"{name}: {begin + 1}-{begin + len(mine)} of {len(numbers)}"
         chunk = Chunk(mine, tuple(map(make, mine)), label)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(_size_file(folder, mine[0]), str(size))
+        _note_begun(folder, chunk, program.size)
         state = _train(folder, program, chunk, key, watch)
         yield Trained(chunk.numbers, chunk.setups, state)
+        begin += len(mine)
 
 
 def drawn_from(seed: int) -> Callable[[int, Setup], Array]:
@@ -150,27 +152,46 @@ def forget(directory: RunDirectory, name: str) -> None:
     shutil.rmtree(directory.path / name, ignore_errors=True)
 
 
-def _size_file(folder: Path, number: int) -> Path:
-    """Return what keeps the size of the chunk that begins with a member."""
-    return folder / f"size-{number}"
+def _note_begun(folder: Path, chunk: Chunk, size: int) -> None:
+    """Write down of what size a chunk is: of another it would begin anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    what = {"size": size, "members": len(chunk.numbers), "first": _identity_of(chunk)}
+    write_whole(folder / f"begun-{chunk.numbers[0]}.json", json.dumps(what))
 
 
-def _begun_size(folder: Path, number: int) -> int | None:
-    """Return of how many members the chunk was that an earlier try began with this one."""
-    file = _size_file(folder, number)
-    return int(file.read_text()) if file.exists() else None
+def _begun_size(folder: Path, numbers: Sequence[int], one: Setup) -> int | None:
+    """Return the size of the chunk that an earlier try began with the first of these members.
+
+    Args:
+        folder: of the members.
+        numbers: of those that are left.
+        one: setup of the first.
+    """
+    file = folder / f"begun-{numbers[0]}.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text())
+    same = found["first"] == _identity_of(Chunk(tuple(numbers[:1]), (one,), ""))
+    # of fewer members it would be another chunk
+    whole = found["members"] == min(found["size"], len(numbers))
+    return int(found["size"]) if same and whole else None
+
+
+def _identity_of(chunk: Chunk) -> str:
+    return _identity(chunk.numbers[:1], chunk.setups[:1])
 
 
 def fitting_program(one: Setup, other: Setup, count: int, begun: int | None = None) -> Program:
     """Return the program of as many members as train within the memory that is free.
 
-    Chunks are equal, so that the last is filled up by few.
+    Chunks are equal, so that the last is filled up by few, but for one that was begun.
 
     Args:
         one: setup of a member.
         other: setup of another, to tell what they share.
         count: members there are.
-        begun: size of a chunk that an earlier try has begun: of another size it would begin anew.
+        begun: size of a chunk that an earlier try has begun: where it may not fit, that is a
+            warning.
     """
     axes = axes_of((one, other)[: max(count, begun or 0)])
     size = begun or math.ceil(count / math.ceil(count / MOST))
@@ -179,9 +200,13 @@ def fitting_program(one: Setup, other: Setup, count: int, begun: int | None = No
         analysis: Any = compiled.memory_analysis()
         # for a moment, what is stacked exists twice
         needed = int(2 * analysis.argument_size_in_bytes + analysis.temp_size_in_bytes)
+        takes = f"memory: {size} members need {needed / 2**30:.1f} GiB"
         if size == 1 or needed < MEMORY_SHARE * memory.device()["free"]:
             return Program(size, axes, compiled)
-        say(f"memory: {size} members need {needed / 2**30:.1f} GiB, fewer are trained at a time")
+        if begun:
+            say(f"warning: {takes}, as they were begun, and less is free")
+            return Program(size, axes, compiled)
+        say(f"{takes}, fewer are trained at a time")
         size = math.ceil(count / (2 * math.ceil(count / size)))
 
 

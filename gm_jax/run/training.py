@@ -246,10 +246,10 @@ def finish(run: Run, began: float) -> dict[str, Any]:
         found = write_results(directory, setup, run.state, run.pbo)
         summary = _write_statistics(run, began)
         settings, whole = setup.settings, int(run.state.iteration) == setup.settings.num_episodes
+        run.trackers.report(summary["env_steps"], found)
         if (settings.null_copies or settings.walk_forward) and whole and not run.interrupted:
             _analyse(run, found)
             summary = _write_statistics(run, began)
-        run.trackers.report(summary["env_steps"], found)
         _export(run)
     return summary
 
@@ -260,6 +260,10 @@ def _analyse(run: Run, found: dict[str, Any]) -> None:
     Raises:
         UserError, NotFiniteError: one cannot be done; the run is exported without it.
     """
+    mend = (
+        f"The run itself is whole: `gm-jax train {run.setup.system.name} --resume "
+        f"{run.directory.path} --null 0 --walk-forward 0` ends it without its analyses."
+    )
     try:
         analyse(run.directory, run.setup, run.state, found)
     except StoppedEarlyError:
@@ -269,10 +273,12 @@ def _analyse(run: Run, found: dict[str, Any]) -> None:
         raise
     except (UserError, NotFiniteError) as error:
         _export(run)
-        raise type(error)(
-            f"{error} The run itself is whole: `gm-jax train {run.setup.system.name} --resume "
-            f"{run.directory.path} --null 0 --walk-forward 0` ends it without its analyses."
-        ) from error
+        raise type(error)(f"{error} {mend}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _export(run)
+        raise UserError(f"The device has too little memory for the analyses. {mend}") from error
 
 
 def _export(run: Run) -> None:

@@ -136,7 +136,7 @@ class Engine:
         """Compile the program where none has been for these shapes, by running nothing."""
         setup, state = self.trained()
         tick = time.monotonic()
-        self.state, _ = self._run(setup, state, 0)
+        self._run(setup, jax.tree.map(jnp.copy, state), 0)  # what it is given is gone if it fails
         self.compile_seconds += time.monotonic() - tick
         self._compiled = True
 
@@ -145,6 +145,7 @@ class Engine:
 
         Raises:
             NotFiniteError: a reward, a loss or a network became NaN; the state of before is kept.
+            UserError: the device has too little memory; the same.
         """
         if not self._compiled:
             self._compile()

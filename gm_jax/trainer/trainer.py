@@ -142,7 +142,7 @@ class MAPPOTrainer(Learnt):
             (reward, steps): mean reward of the team in bp a window, and steps of all environments.
 
         Raises:
-            UserError: no data, or data that cannot be used.
+            UserError: no data, data that cannot be used, or too little memory.
             NotFiniteError: a reward, a loss or a network became NaN; the state of before is kept.
         """
         if start_idx is not None:

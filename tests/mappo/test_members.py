@@ -434,6 +434,8 @@ def test_a_chunk_that_was_begun_keeps_its_size(five, tmp_path, quick, monkeypatc
         with pytest.raises(StoppedEarlyError):
             trained(tmp_path, 5)
     left = launches(monkeypatch)
+    sizes = [run_members._begun_size(tmp_path / NAME, n, make(n[0])) for n in ([3, 4], [3], [2, 3])]
+    assert sizes == [3, None, None]  # of fewer members, or of others, it would be another chunk
     (part,) = train_members(RunDirectory(tmp_path), NAME, range(3, 5), make)
     assert len(left) == 2
     for m, number in enumerate(part.numbers):

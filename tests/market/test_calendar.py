@@ -10,6 +10,7 @@ from gm_jax.market.calendar import (
     closed,
     holes,
     minute_of_session,
+    overdue,
     regular_hours,
     roll_session,
     session_of,
@@ -125,3 +126,11 @@ def test_roll_sessions_are_the_tuesdays_of_expiry_weeks() -> None:
         days[roll_session(days)].tolist()
         == day("2023-03-14", "2023-06-13", "2023-09-12", "2023-12-12").tolist()
     )
+
+
+def test_bars_overdue_are_those_that_a_market_has_had():
+    friday, sunday = ns("2023-10-20 16:30", "2023-10-22 12:00")
+    assert overdue(friday, 30, sunday) == 0
+    assert overdue(friday, 30, sunday, around_the_clock=True) == 86
+    monday = ns("2023-10-23 10:00")[0]
+    assert overdue(friday, 30, monday) == 32  # from Sunday 18:00 on

@@ -288,11 +288,17 @@ def test_account_stays_within_the_mandate(runs, bars):
     assert len({*ledger.position}) > 2
 
 
-def test_what_the_strategic_team_was_trained_on_is_in_sample(runs, bars):
+def test_what_the_strategic_team_was_trained_on_is_in_sample(runs, bars, capsys, monkeypatch):
+    capsys.readouterr()
     split = record.reopen(RunDirectory(runs[1]))[0].split
     assert mandate.seen(str(runs[0]), bars, split.train)
     assert not mandate.seen(str(runs[0]), bars, split.test)
     assert not mandate.seen(None, bars, split.train)
+    assert gm_jax("evaluate", runs[1], "--json", "--split", "test") == 0
+    assert not json.loads(capsys.readouterr().out)["in_sample"]
+    monkeypatch.setattr(mandate, "seen", lambda *_: True)
+    assert gm_jax("evaluate", runs[1], "--json", "--split", "test") == 0
+    assert json.loads(capsys.readouterr().out)["in_sample"]
 
 
 def test_evaluated_and_resumed(runs, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from scipy import stats
 from gm_jax import cli
 from gm_jax.env import direct
 from gm_jax.errors import UserError
+from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest
@@ -334,12 +335,15 @@ def test_a_null_test_that_cannot_be_done_leaves_the_run_whole(run, monkeypatch, 
     def impossible(*_):
         raise UserError("The prices of a copy are beyond what is counted.")
 
+    for file in run.glob("manifest.json"):
+        file.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(results, "null_test", impossible)
         assert gm_jax("train", "tactical", "--resume", run, "--null", 2) == 2
     said = capsys.readouterr().err
     assert "beyond what is counted. The run itself is whole" in said
     assert "--null 0 --walk-forward 0` ends it" in said
+    assert (run / "manifest.json").exists() == package.available()
     assert gm_jax("train", "tactical", "--resume", run, "--null", 0, "--walk-forward", 0) == 0
 
 
