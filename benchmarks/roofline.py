@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 from run import README, replaced
 
-from gm_jax.bench import hlo, programs
+from gm_jax.bench import hlo
 from gm_jax.mappo import learner
+from gm_jax.run import launch
 from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import SYSTEMS
@@ -49,7 +50,7 @@ def work_of(system: str, precision: str) -> Work:
     )
     source = load(Source(market="planted"), settings, recipe.minutes)
     setup = prepare(recipe, settings, source)
-    found = hlo.work(programs.lower(setup).as_text(dialect="hlo"))
+    found = hlo.work(launch.lower(setup).as_text(dialect="hlo"))
     networks = learner.abstract_state(setup.market, setup.params, setup.config).networks
     parameters = sum(x.size for x in jax.tree.leaves((networks.actor, networks.critic)))
     steps = NUM_ENVS * setup.episode_length

@@ -15,6 +15,7 @@ import pytest
 from gm_jax import cli
 from gm_jax.bench import flops, hlo, latency, measure, peer, programs
 from gm_jax.mappo import learner
+from gm_jax.run import launch
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import SYSTEMS, TACTICAL
@@ -90,7 +91,7 @@ def test_hand_and_compiler_agree(system, full, critic):
     names = ("hidden_sizes", "layer_norm", "num_epochs")
     changes = {name: getattr(system.settings, name) for name in names if full}
     setup = setup_of(system, critic=critic, **changes)
-    lowered = programs.lower(setup)  # nothing is compiled
+    lowered = launch.lower(setup)  # nothing is compiled
     work = hlo.work(lowered.as_text(dialect="hlo"))
     by_compiler = work.flops / (setup.config.num_envs * setup.episode_length)
     assert by_compiler == pytest.approx(flops.flops_per_env_step(setup), rel=0.02)
@@ -173,7 +174,7 @@ def test_memory_is_asked_for_other_sizes(monkeypatch):
     def lower(setup):
         return SimpleNamespace(compile=lambda: setup.config.num_envs)
 
-    monkeypatch.setattr(programs, "lower", lower)
+    monkeypatch.setattr(programs.launch, "lower", lower)
     monkeypatch.setattr(programs, "program_bytes", lambda compiled: 10 * compiled)
     assert programs.memory_by_num_envs(setup_of(TACTICAL)) == {"2": 20, "32": 320}
     # 3 × 10 rows are no multiple of 8 minibatches, 48 × 10 are

@@ -14,13 +14,21 @@ from gm_jax.cli_base import settings_of, system_named
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # its dataclasses look there
+        spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def run():
-    spec = importlib.util.spec_from_file_location("run", FOLDER / "run.py")
-    module = sys.modules["run"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["run"]
+    with pytest.MonkeyPatch.context() as patch:
+        module = script("run")
+        patch.setitem(sys.modules, "run", module)  # the other scripts import it
+        yield module
 
 
 @pytest.mark.parametrize("where", ["cpu", "gpu"])
@@ -70,9 +78,47 @@ def test_cells_are_those_of_the_headings(run):
 
 @pytest.mark.slow
 def test_the_page_shows_the_estimate(run):
-    spec = importlib.util.spec_from_file_location("roofline", FOLDER / "roofline.py")
-    roofline = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(roofline)
+    roofline = script("roofline")
     works = [roofline.work_of(s, p) for s in roofline.SYSTEMS for p in roofline.PEAK]
     page = run.README.read_text(encoding="utf-8")
     assert run.replaced(page, "roofline", roofline.table(works)) == page
+
+
+COMPILED = """HloModule jit_train
+
+%step (p: (s32[])) -> (s32[]) {
+  %p = (s32[]) parameter(0)
+  %obs = f32[8]{0} fusion(%p), kind=kLoop, calls=%a
+  %act = f32[8]{0} fusion(%obs), kind=kCustom, calls=%b
+  ROOT %t = (s32[]) tuple(%act)
+}
+
+%minibatch (p: (s32[])) -> (s32[]) {
+  %g = f32[8]{0} fusion(%p), kind=kLoop, calls=%a
+  %r = f32[8]{0} all-reduce-start(%g), to_apply=%add
+  %d = f32[8]{0} all-reduce-done(%r)
+  %x = f32[8]{0} collective-permute(%d), source_target_pairs={{0,1}}
+  ROOT %t = (s32[]) tuple(%d)
+}
+
+%epoch (p: (s32[])) -> (s32[]) {
+  %s = s32[8]{0} sort(%p), dimensions={0}
+  ROOT %w = (s32[]) while(%s), condition=%c, body=%minibatch, x={"known_trip_count":{"n":"4"}}
+}
+
+%iteration (p: (s32[])) -> (s32[]) {
+  %w = (s32[]) while(%p), condition=%c, body=%step, x={"known_trip_count":{"n":"128"}}
+  %e = (s32[]) while(%w), condition=%c, body=%epoch, x={"known_trip_count":{"n":"3"}}
+  %v = f32[] conditional(%e), branch_computations={%c, %c}
+  ROOT %k = f32[] copy(%v)
+}
+
+ENTRY %main (p: (s32[])) -> (s32[]) {
+  ROOT %w = (s32[]) while(%p), condition=%c, body=%iteration
+}
+"""
+
+
+def test_kernels_are_counted_by_loop(run):
+    expected = (2, 3, 1 + 2 * 128 + 3 * (1 + 4 * 3), 0, 2)
+    assert script("kernels").counted(COMPILED) == expected

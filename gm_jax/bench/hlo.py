@@ -1,4 +1,4 @@
-"""The matrix products of a program, counted in the text that the compiler is given (HLO).
+"""The matrix products of a program, counted in its text (HLO), as the compiler is given it.
 
 A compiler's own cost analysis counts the body of a loop once. Here a body counts as often as its
 loop runs.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^  (?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
+_LINE = re.compile(r"^  (?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)$")
 _ARRAY = re.compile(r"^([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:to_apply|calls|body)=%?([\w.-]+)")
 
@@ -25,7 +25,9 @@ class Work(NamedTuple):
     moved: int  # bytes of their operands and results, if nothing stays on the chip in between
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
     name: str
     result: str  # type
     operation: str
@@ -42,7 +44,7 @@ def work(text: str) -> Work:
     Args:
         text: `lowered.as_text(dialect="hlo")`.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     known: dict[str, Work] = {}
 
     def of(name: str) -> Work:
@@ -64,21 +66,25 @@ def work(text: str) -> Work:
     return of(entry)
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Return the instructions of every computation, and the name of the first to run."""
-    computations: dict[str, list[_Instruction]] = {}
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Return the instructions of every computation, and the name of the first to run.
+
+    Args:
+        text: of a lowered or of a compiled program.
+    """
+    computations: dict[str, list[Instruction]] = {}
     entry = ""
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             name = head[2]
             computations[name] = []
             entry = name if head[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            computations[name].append(_Instruction(*found.groups()))
+        elif found := _LINE.match(line):
+            computations[name].append(Instruction(*found.groups()))
     return computations, entry
 
 
-def _product(line: _Instruction, types: dict[str, str]) -> Work:
+def _product(line: Instruction, types: dict[str, str]) -> Work:
     """Return the work of one matrix product: 2 · results · terms of each sum."""
     names = [name.strip().split()[-1].lstrip("%") for name in line.rest.split(")")[0].split(",")]
     operands = [_array(types[name]) for name in names]
@@ -97,7 +103,7 @@ def _array(kind: str) -> tuple[list[int], int]:
     return [int(size) for size in found[3].split(",") if size], int(found[2]) // 8
 
 
-def _trips(line: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+def _trips(line: Instruction, computations: dict[str, list[Instruction]]) -> int:
     """Return how often a loop runs: the constant its counter is held to, 1 if there is none."""
     condition = computations[re.findall(r"condition=%?([\w.-]+)", line.rest)[0]]
     last = condition[-1]

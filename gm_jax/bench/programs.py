@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
-from jax.stages import Lowered
 
 from gm_jax.batch_trials import program_bytes
 from gm_jax.bench import hlo
 from gm_jax.env import core
 from gm_jax.env.types import Array, EnvParams, Market
-from gm_jax.mappo import learner
 from gm_jax.mappo.networks import matmul_precision
 from gm_jax.mappo.rollout import auto_reset
 from gm_jax.mappo.types import Config, TrainState
 from gm_jax.report.policies import draw
+from gm_jax.run import launch
 from gm_jax.run.setup import Setup
 from gm_jax.settings import Settings
 
@@ -50,14 +49,14 @@ def compile_training(setup: Setup) -> Training:
             for _ in range(2):
                 jax.clear_caches()
                 began = time.perf_counter()
-                lowered = lower(setup)
+                lowered = launch.lower(setup)
                 compiled.append(lowered.compile())
                 seconds.append(time.perf_counter() - began)
         finally:
             _use_cache(before)
     first = compiled[0]
     return Training(
-        iterate=lambda state: first(state, jnp.int32(1), *_arguments(setup))[0],
+        iterate=lambda state: first(state, jnp.int32(1), *launch.arguments_of(setup))[0],
         compile_seconds=seconds[0],
         warm_seconds=seconds[1],
         memory=program_bytes(first),
@@ -74,19 +73,9 @@ def memory_by_num_envs(setup: Setup) -> dict[str, int]:
     for num_envs in (config.num_envs // 4, config.num_envs * 4):
         if num_envs and num_envs * config.rollout_length % config.num_minibatches == 0:
             other = dataclasses.replace(config, num_envs=num_envs)
-            lowered = lower(dataclasses.replace(setup, config=other))
+            lowered = launch.lower(dataclasses.replace(setup, config=other))
             found[str(num_envs)] = program_bytes(lowered.compile())
     return found
-
-
-def lower(setup: Setup) -> Lowered:
-    """Return the training program of one iteration before it is compiled."""
-    state = learner.abstract_state(setup.market, setup.params, setup.config)
-    return learner.train.lower(state, jnp.int32(1), *_arguments(setup), config=setup.config)
-
-
-def _arguments(setup: Setup) -> tuple[Any, ...]:
-    return setup.market, setup.params, setup.hyper, setup.segments
 
 
 def _use_cache(folder: str | None) -> None:
@@ -96,7 +85,7 @@ def _use_cache(folder: str | None) -> None:
 
 @partial(jax.jit, static_argnames="config")
 def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> Array:
-    """Step N environments with random legal actions, resets included; return a checksum."""
+    """Step N environments with random legal actions, resets included; return checksums [N]."""
     team = config.system.team
     observe = jax.vmap(partial(core.observe, market=market, params=params, team=team))
     advance = jax.vmap(partial(core.step, market=market, params=params, team=team))
@@ -107,12 +96,12 @@ def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> A
         bits = jax.random.bits(key, (*obs.mask.shape[:2],), dtype=jnp.uint32)
         env, outcome = advance(env, jax.vmap(draw)(bits, obs.mask))
         done = outcome.terminated | outcome.truncated
-        total += obs.obs.sum() + obs.global_obs.sum() + outcome.reward.sum()
+        total += obs.obs.sum((1, 2)) + obs.global_obs.sum(1) + outcome.reward.sum(1)
         return (auto_reset(key, env, done, market, params, config), total), None
 
     start = core.reset_many(key, config.num_envs, market, params, team)
     keys = jax.random.split(key, ENV_STEPS)
-    return jax.lax.scan(body, (start, jnp.float32(0)), keys)[0][1]
+    return jax.lax.scan(body, (start, jnp.zeros(config.num_envs)), keys)[0][1]
 
 
 def ceiling(settings: Settings) -> tuple[Callable[[], Array], int]:

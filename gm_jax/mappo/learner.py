@@ -154,7 +154,7 @@ def update(
 ) -> tuple[TrainState, Metrics]:
     """Collect one rollout and learn from it."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    env, rollout = collect(state, rollout_key, market, params, config)
+    env, rollout, totals = collect(state, rollout_key, market, params, config)
     batch, returns = prepare(state.networks, rollout, hyper, config)
     learned, metrics = learn(state, batch, shuffle_key, hyper, config)
     norm = value_norm.update(state.networks.value_norm, returns, hyper.value_norm_decay)
@@ -164,16 +164,16 @@ def update(
         key=key,
         update=state.update + 1,
     )
-    window = config.rollout_length * config.num_rollouts
     metrics |= {
-        "reward": rollout.reward.mean((0, 1)) * window,
-        "terms": jax.tree.map(lambda x: x.mean() * window, rollout.terms),
+        "reward": rollout.reward.mean((0, 1)) * config.rollout_length * config.num_rollouts,
+        "terms": jax.tree.map(lambda x: x.mean() * config.num_rollouts, totals.terms),
         "terminated": rollout.terminated.mean(dtype=jnp.float32),
-        "cost_usd": rollout.cost.astype(jnp.float32).mean() * window / 100,
+        "cost_usd": totals.cost.mean() * config.num_rollouts / 100,
     }
     return state, metrics
 
 
+@jax.jit  # one program instead of one for every shape
 def chosen(state: TrainState) -> Networks:
     """Return the networks that validation chose, or the newest before its first."""
     return select(jnp.isfinite(state.best.score), state.best.networks, state.networks)

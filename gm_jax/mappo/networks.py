@@ -100,6 +100,24 @@ def init_actors(key: Array, config: Config, inputs: int) -> Any:
     return params
 
 
+def in_product_type(config: Config, params: Any) -> Any:
+    """Return parameters whose dense layers have the type of their products, the same networks.
+
+    They are converted at every use otherwise, also where a loop uses the same ones at every step.
+
+    Args:
+        config: of the program.
+        params: of actors or critics.
+    """
+    dtype, _ = matmul_precision(config.precision)
+    return {
+        "params": {
+            name: jax.tree.map(lambda x: x.astype(dtype), layer) if "Dense" in name else layer
+            for name, layer in params["params"].items()
+        }
+    }
+
+
 def masked_logits(config: Config, params: Any, obs: Array, mask: Array) -> Array:
     """Return [..., A, K] logits of every actor, illegal actions at a large negative value.
 
@@ -141,7 +159,8 @@ def log_probs(logits: Array, action: Array) -> tuple[Array, Array]:
         action: [...] i32.
     """
     logp = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(logp, action[..., None], axis=-1)[..., 0]
+    # not gathered: the gradient of that is a scatter, which no machine does well
+    chosen = logp.sum(-1, where=jax.nn.one_hot(action, logits.shape[-1], dtype=bool))
     legal = logits > ILLEGAL / 2
     entropy = -jnp.sum(jnp.where(legal, jnp.exp(logp) * logp, 0), axis=-1)
     return chosen, entropy

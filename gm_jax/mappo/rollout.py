@@ -12,7 +12,7 @@ from gm_jax.env.ops import select
 from gm_jax.env.types import Array, EnvParams, Market, Observation, State
 from gm_jax.mappo import networks
 from gm_jax.mappo.sharding import over_devices
-from gm_jax.mappo.types import Config, TrainState, Transition
+from gm_jax.mappo.types import Config, Totals, TrainState, Transition
 
 
 def critic_input(obs: Observation, config: Config) -> Array:
@@ -30,20 +30,22 @@ def auto_reset(
 
 def collect(
     state: TrainState, key: Array, market: Market, params: EnvParams, config: Config
-) -> tuple[State, Transition]:
+) -> tuple[State, Transition, Totals]:
     """Play `rollout_length` steps in every environment.
 
     Returns:
-        The environments afterwards and the transitions, [H, N, ...].
+        The environments afterwards, the transitions, [H, N, ...], and what they came to.
     """
     team = config.system.team
     observe = jax.vmap(partial(core.observe, market=market, params=params, team=team))
     advance = jax.vmap(partial(core.step, market=market, params=params, team=team))
+    actor = networks.in_product_type(config, state.networks.actor)
 
-    def step(env: State, key: Array) -> tuple[State, Transition]:
+    def step(carry: tuple[State, Totals], key: Array) -> tuple[tuple[State, Totals], Transition]:
+        env, totals = carry
         action_key, reset_key = jax.random.split(key)
         obs = observe(env)
-        logits = networks.masked_logits(config, state.networks.actor, obs.obs, obs.mask)
+        logits = networks.masked_logits(config, actor, obs.obs, obs.mask)
         action = jax.random.categorical(action_key, logits).astype(jnp.int32)
         log_prob, _ = networks.log_probs(logits, action)
         after, outcome = advance(env, action)
@@ -58,10 +60,15 @@ def collect(
             reward=outcome.reward,
             terminated=outcome.terminated,
             truncated=outcome.truncated,
-            terms=outcome.terms,
-            cost=outcome.fill.cost,
         )
+        came = Totals(outcome.terms, outcome.fill.cost)
         following = auto_reset(reset_key, after, done, market, params, config)
-        return over_devices(following, config), transition
+        carry = (following, jax.tree.map(jnp.add, totals, came))
+        return over_devices(carry, config), transition
 
-    return jax.lax.scan(step, state.env, jax.random.split(key, config.rollout_length))
+    nothing = jnp.zeros_like(state.env.equity)
+    terms = dict.fromkeys(("equity", *team.TERMS), nothing.astype(jnp.float32))
+    start = (state.env, Totals(terms, nothing))
+    keys = jax.random.split(key, config.rollout_length)
+    (env, totals), transitions = jax.lax.scan(step, start, keys)
+    return env, transitions, totals

@@ -112,8 +112,13 @@ class Transition(struct.PyTreeNode):
     reward: Array  # [H, N, A] f32, bp
     terminated: Array  # [H, N] bool
     truncated: Array  # [H, N] bool
-    terms: dict[str, Array]  # [H, N] f32, bp
-    cost: Array  # [H, N] i32, cents
+
+
+class Totals(struct.PyTreeNode):
+    """What the steps of a rollout came to in every environment."""
+
+    terms: dict[str, Array]  # [N] f32, bp
+    cost: Array  # [N] i32, cents
 
 
 class Batch(struct.PyTreeNode):

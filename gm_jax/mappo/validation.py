@@ -43,7 +43,7 @@ def segment_score(
     Sharpe = √252 · mean / deviation of session returns (change of equity / session-start equity),
     NaN below 5 sessions or without deviation; the score is then net P&L per bar in bp.
     """
-    team = config.system.team
+    team, actor = config.system.team, networks.in_product_type(config, actor)
     state = jax.vmap(start, in_axes=(0, None, None))(segments.first, params, team)
 
     def step(state: State) -> State:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Lowered
 
 from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner
@@ -94,15 +95,20 @@ def _rebuilt(config: dict[str, Any]) -> Setup:
 def compile_program(setup: Setup) -> Compiled:
     """Compile the training of a setup, for all devices that can share its environments."""
     began, mesh = time.monotonic(), mesh_of(setup.config)
+    program = lower(setup, mesh).compile()
+    return Compiled(setup, mesh, program, time.monotonic() - began)
+
+
+def lower(setup: Setup, mesh: Mesh | None = None) -> Lowered:
+    """Return the training of a setup before it is compiled, for the devices of a mesh."""
     state = learner.abstract_state(setup.market, setup.params, setup.config)
-    count, arguments = jnp.int32(1), _arguments(setup)
+    count, arguments = jnp.int32(1), arguments_of(setup)
     if mesh is not None:
         state = jax.tree.map(_placed_shape, state, places(state, mesh))
         whole = partial(_placed_shape, place=everywhere(mesh))
         count, arguments = jax.tree.map(whole, (count, arguments))
     config = replace(setup.config, mesh=mesh)
-    program = learner.train.lower(state, count, *arguments, config=config).compile()
-    return Compiled(setup, mesh, program, time.monotonic() - began)
+    return learner.train.lower(state, count, *arguments, config=config)
 
 
 def fitting_program(setup: Setup, begun: bool = False) -> Compiled:
@@ -161,7 +167,7 @@ class Program:
 
     def __init__(self, compiled: Compiled, state: TrainState) -> None:
         self._compiled, self._mesh = compiled, compiled.mesh
-        self._arguments, self._state = _arguments(compiled.setup), state
+        self._arguments, self._state = arguments_of(compiled.setup), state
         if (mesh := compiled.mesh) is not None:
             self._arguments = jax.tree.map(partial(_put, place=everywhere(mesh)), self._arguments)
             cluster.lead(cluster.BEGIN)
@@ -226,7 +232,7 @@ def mesh_of(config: Config) -> Mesh | None:
     return Mesh(np.array(devices[:count]), (AXIS,)) if count > 1 else None
 
 
-def _arguments(setup: Setup) -> Any:
+def arguments_of(setup: Setup) -> tuple[Any, ...]:
     """Return what the program takes beside state and iterations."""
     return setup.market, setup.params, setup.hyper, setup.segments
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def test_no_masked_action_in_a_million():
 
     @jax.jit
     def count(env, key):
-        env, rollout = collect(
+        env, rollout, _ = collect(
             state.replace(env=env), key, setup.market, setup.params, setup.config
         )
         chosen = jnp.take_along_axis(rollout.mask, rollout.action[..., None], axis=-1)
@@ -80,6 +81,22 @@ def test_no_masked_action_in_a_million():
     assert illegal == 0
 
 
+def test_a_rollout_comes_to_the_sum_of_its_steps():
+    setup = planted_setup(num_envs=8, rollout_length=30, episode_length=60)
+    state, team = fresh(setup), setup.system.team
+    env, rollout, totals = collect(
+        state, jax.random.key(1), setup.market, setup.params, setup.config
+    )
+    move = jax.vmap(partial(core.step, market=setup.market, params=setup.params, team=team))
+    played, outcomes = jax.lax.scan(move, state.env, rollout.action)
+    np.testing.assert_array_equal(played.equity, env.equity)  # nobody began anew
+    np.testing.assert_array_equal(totals.cost, outcomes.fill.cost.sum(0))
+    assert totals.cost.max() > 0
+    for name, term in outcomes.terms.items():
+        np.testing.assert_allclose(totals.terms[name], term.sum(0), rtol=1e-4, atol=1e-3)
+        assert np.any(totals.terms[name] != 0), name
+
+
 def test_agents_environments_and_steps_draw_independently():
     """All five actions legal and as likely: any two draw the same in a fifth of the cases."""
     config, _, params, _ = probes.problem(num_envs=100, episode_length=100, rollout_length=100)
@@ -88,7 +105,7 @@ def test_agents_environments_and_steps_draw_independently():
     actor = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.networks.actor)
     env = core.reset_many(jax.random.key(0), config.num_envs, world, params, config.system.team)
     state = state.replace(env=env, networks=state.networks.replace(actor=actor))
-    _, rollout = collect(state, jax.random.key(1), world, params, config)
+    _, rollout, _ = collect(state, jax.random.key(1), world, params, config)
     action = np.asarray(rollout.action)
     for axis in range(3):  # steps, environments, agents
         rows = np.moveaxis(action, axis, 0).reshape(action.shape[axis], -1)
@@ -105,11 +122,23 @@ def test_entropy_and_log_probs_ignore_masked_actions():
     legal = np.exp([1.0, 3.0]) / np.exp([1.0, 3.0]).sum()
     np.testing.assert_allclose(log_prob, np.log(legal[1]), rtol=1e-6)
     np.testing.assert_allclose(entropy, -(legal * np.log(legal)).sum(), rtol=1e-6)
-    gradient = jax.grad(
-        lambda x: networks.log_probs(jnp.where(mask, x, networks.ILLEGAL), jnp.array([2]))[1].sum()
-    )(logits)
-    assert np.isfinite(gradient).all()
-    assert (gradient[~mask] == 0).all()
+
+
+def test_gradients_of_log_probs_leave_masked_actions_alone_and_scatter_nothing():
+    logits = jnp.array([[1.0, 2.0, 3.0, 4.0]])
+    mask = jnp.array([[True, False, True, False]])
+
+    def summed(x, which):
+        masked = jnp.where(mask, x, networks.ILLEGAL)
+        return networks.log_probs(masked, jnp.array([2]))[which].sum()
+
+    legal = np.array([[np.exp(1.0), 0, np.exp(3.0), 0]]) / np.exp([1.0, 3.0]).sum()
+    of_log_prob = jax.grad(summed)(logits, 0)
+    np.testing.assert_allclose(of_log_prob, np.eye(4)[[2]] - legal, rtol=1e-6)
+    of_entropy = jax.grad(summed)(logits, 1)
+    assert np.isfinite(of_entropy).all()
+    assert (of_entropy[~mask] == 0).all()
+    assert "scatter" not in str(jax.make_jaxpr(jax.grad(summed), static_argnums=1)(logits, 0))
 
 
 def test_compiles_once_for_traced_settings_data_and_seed(caplog):

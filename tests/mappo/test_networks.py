@@ -1,5 +1,7 @@
 """How actors begin, and in what precision they multiply."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -38,3 +40,17 @@ def test_the_compiler_is_told_how_exactly_to_multiply(precision, said):
     assert all(f"precision = [{said}, {said}]" in x for x in products)
     assert all(("bf16" in x) == (precision == "bfloat16") for x in products)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_converted_parameters_are_the_same_networks(precision):
+    config = planted_setup(precision=precision, layer_norm=2).config
+    params = networks.init_actors(jax.random.key(0), config, inputs=7)
+    scales = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: x + scales.normal(size=x.shape, scale=0.1), params)
+    obs = np.random.default_rng(0).normal(size=(64, 3, 7)).astype(np.float32)
+    apply = partial(networks.masked_logits, config, obs=obs, mask=np.ones((64, 3, 5), bool))
+    converted = networks.in_product_type(config, params)
+    np.testing.assert_array_equal(apply(converted), apply(params))
+    kernels = [x for x in jax.tree.leaves(converted) if x.ndim == 3]
+    assert {str(x.dtype) for x in kernels} == {precision}
