@@ -30,7 +30,10 @@ LARGEST = 1_000_000  # bytes of a notebook with its outputs
 PICTURE = "image/png"
 TRAININGS = ("strategic_mappo_training", "tactical_mappo_training")
 BARS = 8_192
-SMALL = {"num_episodes": 2, "episode_length": 250, "market_bars": BARS, "validate_every": 1}
+SMALL = {
+    **{"num_episodes": 2, "episode_length": 250, "market_bars": BARS, "validate_every": 1},
+    **{"hidden_sizes": [16, 16], "num_epochs": 1},
+}
 UPLOADED = b"Date,Open"
 
 

@@ -14,7 +14,7 @@ import sys
 from contextlib import redirect_stderr
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ from gm_jax.market import features, loader, regimes, registry
 from gm_jax.market.synthetic import generate
 from gm_jax.market.worlds import MARKETS
 from gm_jax.market.writing import write_csv
-from gm_jax.run import sweep_plan, training
+from gm_jax.run import launch, sweep_plan, training
 from gm_jax.run.source import Source
 from gm_jax.settings import Settings
 from gm_jax.systems import STRATEGIC, SYSTEMS, TACTICAL
@@ -101,8 +101,12 @@ def store(quick_compiler, small, tmp_path_factory):
     (run,) = (folder / "exports").glob("*-tactical")
     run.rename(folder / "exports" / "tactical_training")
     package.export_run(folder / "exports" / "tactical_training", onnx=False, safetensors=False)
-    settings = STRATEGIC.settings
-    begun = training.start(STRATEGIC, settings, Source(market="planted"), folder / "strategic")
+    with pytest.MonkeyPatch.context() as patch:  # it is exported, and not trained
+        patch.setattr(
+            launch, "compile_program", lambda setup: SimpleNamespace(setup=setup, bytes_needed=0)
+        )
+        source = Source(market="planted")
+        begun = training.start(STRATEGIC, STRATEGIC.settings, source, folder / "strategic")
     package.export(
         begun.directory, begun.setup, begun.state, folder / "exports" / "strategic_training"
     )

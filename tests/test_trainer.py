@@ -70,13 +70,24 @@ def other():
     return frame(6_000, seed=1)
 
 
-@pytest.fixture
-def trained(df):
-    """A trainer after two episodes; the validation of the second is the best."""
+def two_episodes(df):
+    """Return a trainer after two episodes; the validation of the second is the best."""
     trainer = tiny()
     for _ in range(2):
         trainer.train_episode(data=df)
     return trainer
+
+
+@pytest.fixture
+def trained(df):
+    """A trainer of one's own."""
+    return two_episodes(df)
+
+
+@pytest.fixture(scope="module")
+def ready(df):
+    """A trainer that is looked at, and not trained on."""
+    return two_episodes(df)
 
 
 def leaves(state):
@@ -510,24 +521,24 @@ def test_episodes_compare_with_numbers_and_with_each_other():
     assert max(low, high) == high == (2.0, 5)
 
 
-def test_statistics_and_lists(trained):
+def test_statistics_and_lists(ready):
     fresh = tiny().get_training_stats()
     assert (fresh["episodes"], fresh["total_steps"]) == (0, 0)
     assert np.isnan([fresh["best_reward"], fresh["avg_reward_100"], fresh["actor_loss"]]).all()
-    found = trained.training_stats
-    assert found == trained.get_training_stats() or np.isnan(found["best_validation_sharpe"])
+    found = ready.training_stats
+    assert found == ready.get_training_stats() or np.isnan(found["best_validation_sharpe"])
     assert found["episodes"] == 2
     assert found["total_steps"] == 1_600
-    assert found["best_reward"] == max(trained.episode_rewards)
-    assert found["avg_reward_100"] == pytest.approx(np.mean(trained.episode_rewards))
+    assert found["best_reward"] == max(ready.episode_rewards)
+    assert found["avg_reward_100"] == pytest.approx(np.mean(ready.episode_rewards))
     assert found["best_episode"] == 2
     assert found["env_steps_per_second"] > 0
-    row = trained.history[-1]
-    assert trained.critic_losses[-1] == pytest.approx(np.mean([*row["critic_loss"].values()]))
-    assert found["actor_loss"] == trained.actor_losses[-1]
+    row = ready.history[-1]
+    assert ready.critic_losses[-1] == pytest.approx(np.mean([*row["critic_loss"].values()]))
+    assert found["actor_loss"] == ready.actor_losses[-1]
 
 
-def test_plots_are_drawn_saved_and_shown(trained, tmp_path, monkeypatch):
+def test_plots_are_drawn_saved_and_shown(ready, tmp_path, monkeypatch):
     shown = []
     display = type(sys)("IPython.display")
     display.display, display.Image = shown.append, lambda png: png
@@ -536,11 +547,11 @@ def test_plots_are_drawn_saved_and_shown(trained, tmp_path, monkeypatch):
     shell.version_info = (9, 0)  # Matplotlib asks
     monkeypatch.setitem(sys.modules, "IPython", shell)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have it
-    figure = trained.plot_training_progress(save_path=tmp_path / "progress.png")
+    figure = ready.plot_training_progress(save_path=tmp_path / "progress.png")
     assert figure.axes[0].lines
     assert not shown
     monkeypatch.setitem(sys.modules, "ipykernel", type(sys)("ipykernel"))
-    assert trained.plot_agent_coordination(tmp_path / "team.png").get_suptitle()
+    assert ready.plot_agent_coordination(tmp_path / "team.png").get_suptitle()
     assert shown[0].startswith(b"\x89PNG")
     assert all((tmp_path / x).stat().st_size > 5_000 for x in ("progress.png", "team.png"))
     with pytest.raises(UserError, match="Nothing was trained yet"):
@@ -550,15 +561,15 @@ def test_plots_are_drawn_saved_and_shown(trained, tmp_path, monkeypatch):
 # acting
 
 
-def test_actions_are_those_of_the_networks(trained):
-    states = states_around(trained)
+def test_actions_are_those_of_the_networks(ready):
+    states = states_around(ready)
     batch = np.repeat(states[:, None], 3, axis=1)
     batch[..., -1] = np.random.default_rng(1).uniform(-1, 1, (len(states), 3))
-    nets, scaler = trained.engine.networks()
+    nets, scaler = ready.engine.networks()
     wanted = np.stack(
         [teams.reference(nets.actor, i, batch[:, i], scaler) for i in range(3)], axis=1
     )
-    actions, log_probs, values = trained.get_action(batch, deterministic=True)
+    actions, log_probs, values = ready.get_action(batch, deterministic=True)
     assert actions.shape == log_probs.shape == values.shape == (30, 3)
     np.testing.assert_array_equal(actions, wanted.argmax(-1))
     every = wanted - np.log(np.exp(wanted).sum(-1, keepdims=True))
@@ -574,21 +585,21 @@ def test_actions_are_those_of_the_networks(trained):
         values, normal * np.asarray(deviation) + np.asarray(mean), rtol=1e-3, atol=1e-3
     )
 
-    one = trained.get_action(list(batch[0]), deterministic=True)  # a list of 3 states
+    one = ready.get_action(list(batch[0]), deterministic=True)  # a list of 3 states
     for a, b in zip(one, (actions, log_probs, values), strict=True):
         assert a.shape == (3,)
         np.testing.assert_allclose(a, b[0], rtol=1e-5)
-    alone = trained.get_action(batch[0, 1], agent_idx=1, deterministic=True)
+    alone = ready.get_action(batch[0, 1], agent_idx=1, deterministic=True)
     assert (alone[0].shape, int(alone[0])) == ((), actions[0, 1])
-    several = trained.get_action(batch[:5, 2], agent_idx=2, deterministic=True)
+    several = ready.get_action(batch[:5, 2], agent_idx=2, deterministic=True)
     np.testing.assert_array_equal(several[0], actions[:5, 2])
 
 
-def test_drawn_actions_follow_their_probabilities_and_leave_training_alone(trained):
-    state = np.repeat(states_around(trained, 1), 3, axis=0)
-    key = np.asarray(jax.random.key_data(trained.engine.state.key))
-    actions, log_probs, _ = trained.get_action(np.tile(state, (4_096, 1, 1)))
-    logits = raw_logits(trained, state)[:, 0]
+def test_drawn_actions_follow_their_probabilities_and_leave_training_alone(ready):
+    state = np.repeat(states_around(ready, 1), 3, axis=0)
+    key = np.asarray(jax.random.key_data(ready.engine.state.key))
+    actions, log_probs, _ = ready.get_action(np.tile(state, (4_096, 1, 1)))
+    logits = raw_logits(ready, state)[:, 0]
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for agent in range(3):
         found = np.bincount(actions[:, agent], minlength=5) / 4_096
@@ -596,9 +607,9 @@ def test_drawn_actions_follow_their_probabilities_and_leave_training_alone(train
         np.testing.assert_allclose(
             np.exp(log_probs[:, agent]), share[agent][actions[:, agent]], rtol=1e-3
         )
-    again, _, _ = trained.get_action(np.tile(state, (4_096, 1, 1)))
+    again, _, _ = ready.get_action(np.tile(state, (4_096, 1, 1)))
     assert (again != actions).any()
-    np.testing.assert_array_equal(np.asarray(jax.random.key_data(trained.engine.state.key)), key)
+    np.testing.assert_array_equal(np.asarray(jax.random.key_data(ready.engine.state.key)), key)
 
 
 @pytest.mark.parametrize(
@@ -612,9 +623,9 @@ def test_drawn_actions_follow_their_probabilities_and_leave_training_alone(train
         (np.full((3, 7), np.nan), None, "The states hold NaN"),
     ],
 )
-def test_states_of_another_shape_are_refused(trained, states, agent, said):
+def test_states_of_another_shape_are_refused(ready, states, agent, said):
     with pytest.raises(UserError, match=said):
-        trained.get_action(states, agent_idx=agent)
+        ready.get_action(states, agent_idx=agent)
 
 
 def test_acting_needs_networks():
@@ -626,11 +637,11 @@ def test_acting_needs_networks():
 
 
 @needs_torch
-def test_checkpoints_give_inference_without_data_and_a_warm_start_with(trained, tmp_path, capsys):
+def test_checkpoints_give_inference_without_data_and_a_warm_start_with(ready, tmp_path, capsys):
     path = tmp_path / "models" / "best_tactical_model.pth"
-    trained.save_checkpoint(path)
-    states = np.repeat(states_around(trained, 8)[:, None], 3, axis=1)
-    best = learner.chosen(trained.engine.state)
+    ready.save_checkpoint(path)
+    states = np.repeat(states_around(ready, 8)[:, None], 3, axis=1)
+    best = learner.chosen(ready.engine.state)
 
     trainer = gm_jax.TacticalMAPPOTrainer()
     trainer.load_checkpoint(path)
@@ -638,7 +649,7 @@ def test_checkpoints_give_inference_without_data_and_a_warm_start_with(trained, 
     assert "best_tactical_model.pth: inference" in said
     assert "settings taken from it: hidden_sizes=(16, 16)" in said
     wanted = np.stack(
-        [teams.reference(best.actor, i, states[:, i], trained.engine.setup.scaler) for i in (0, 1)]
+        [teams.reference(best.actor, i, states[:, i], ready.engine.setup.scaler) for i in (0, 1)]
     )
     actions, _, _ = trainer.get_action(states, deterministic=True)
     np.testing.assert_array_equal(actions[:, :2].T, wanted.argmax(-1))
@@ -659,8 +670,8 @@ def test_checkpoints_give_inference_without_data_and_a_warm_start_with(trained, 
 
 
 @needs_torch
-def test_checkpoints_that_cannot_be_used_are_refused(trained, tmp_path):
-    trained.save_checkpoint(tmp_path / "best.pth")
+def test_checkpoints_that_cannot_be_used_are_refused(ready, tmp_path):
+    ready.save_checkpoint(tmp_path / "best.pth")
     with pytest.raises(UserError, match="holds a tactical team"):
         gm_jax.StrategicMAPPOTrainer().load_checkpoint(tmp_path / "best.pth")
     with pytest.raises(UserError, match=r"There is no file and no run directory .*none\.pth"):
@@ -671,13 +682,13 @@ def test_checkpoints_that_cannot_be_used_are_refused(trained, tmp_path):
         tiny().save_checkpoint(tmp_path / "none.pth")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"Cannot write .*file"):
-        trained.save_checkpoint(tmp_path / "file" / "best.pth")
+        ready.save_checkpoint(tmp_path / "file" / "best.pth")
 
 
-def test_without_torch_checkpoints_say_what_is_missing(trained, tmp_path, monkeypatch):
+def test_without_torch_checkpoints_say_what_is_missing(ready, tmp_path, monkeypatch):
     monkeypatch.setattr(package, "available", lambda: False)
     (tmp_path / "best.pth").touch()
-    for call in (trained.save_checkpoint, trained.load_checkpoint):
+    for call in (ready.save_checkpoint, ready.load_checkpoint):
         with pytest.raises(UserError, match=r"PyTorch is not installed.*pip install torch"):
             call(tmp_path / "best.pth")
 

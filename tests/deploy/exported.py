@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from gm_jax import cli
+from gm_jax.run import evaluation, results
 from tests.conftest import in_haste
 
 
@@ -44,7 +46,9 @@ def flags(settings: dict[str, str]) -> list[str]:
 def train(system: str, out: Path, *source: str, **settings: str) -> Path:
     """Train a team for moments, which exports it."""
     settings = TINY | {"initial_neutral": EVEN[system]} | settings
-    with in_haste():
+    with in_haste(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results.pictures, "draw", lambda *_: None)
+        patch.setattr(evaluation, "contributions", lambda *_: {})
         assert cli.main(["train", system, "--out", str(out), *source, *flags(settings)]) == 0
     return out
 

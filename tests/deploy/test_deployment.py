@@ -139,7 +139,7 @@ def test_actions_are_the_best_logits_on_the_ledgers_account(exported, tmp_path, 
 
 def test_one_bar_at_a_time_is_the_file_at_once(exported):
     system, run, file = exported
-    bars, _ = loader.load(file, MINUTES[system])
+    bars = loader.load(file, MINUTES[system])[0][:1_500]  # rolls, a hole, bars without volume
     whole, single = desk(system, run), desk(system, run)
     expected = whole.step(bars)
     half = len(bars) - 700
@@ -157,7 +157,7 @@ def test_grandmodel_layout_decides_alike(exported, tmp_path):
 
     system, run, file = exported
     export_run(run, tmp_path / "g", "grandmodel", onnx=False, safetensors=False)
-    bars, _ = loader.load(file, MINUTES[system])
+    bars = loader.load(file, MINUTES[system])[0][:1_500]
     one, other = desk(system, run).step(bars), desk(system, tmp_path / "g").step(bars)
     assert [d[2:] for d in one] == [d[2:] for d in other]
 

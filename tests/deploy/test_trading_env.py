@@ -70,7 +70,7 @@ def test_same_frame_same_answer_and_one_trade(package, frame):
 
 def test_asking_twice_changes_nothing_later(package, frame):
     once, twice = environment(package), environment(package)
-    for end in range(1_000, 1_060):
+    for end in range(1_000, 1_025):
         mine = once.get_tactical_actions(frame[:end])
         for _ in range(2):
             assert twice.get_tactical_actions(frame[:end]) == mine
@@ -115,7 +115,7 @@ def test_start_from_feature_state_equals_start_from_first_bar(package, tmp_path)
     synth = ["data", "synth", "--market", "realistic", "--seed", "1", "--minutes", "5"]
     assert cli.main([*synth, "--bars", "6000", "--out", str(path)]) == 0
     whole = pd.read_csv(path)
-    more = whole[1_000:1_030].assign(Date=stamps_after(whole["Date"].iloc[-1], 30))
+    more = whole[1_000:1_012].assign(Date=stamps_after(whole["Date"].iloc[-1], 12))
     longer = pd.concat([whole, more], ignore_index=True)
     remembering, anew = environment(package), environment(package)
     last = bundle.deployed().market_loader.load(whole, 5)[0][-1:]

@@ -13,7 +13,7 @@ from tests.env import replay, worlds
 
 
 STEPS, ENVS = 600, 64
-EVERY = {"tactical": 10, "strategic": 40}  # steps between masks that are tried out
+EVERY = {"tactical": 30, "strategic": 40}  # steps between masks that are tried out
 TEAMS = {"tactical": tactical, "strategic": strategic}
 SLOW = {"tactical": replay.Tactical, "strategic": replay.Strategic}
 ACCOUNT = ("position", "stop", "equity", "peak", "session_equity", "halted", "closing", "closed")

@@ -33,17 +33,17 @@ FREE = {
 }
 
 
+@dataclasses.dataclass(frozen=True)  # equal ones compile once
 class LongTeam:
     """Three agents; the position is 1, or with `chosen` 1 where the first agent does not HOLD."""
+
+    chosen: bool
 
     AGENTS, ACTIONS, TERMS = tactical.AGENTS, tactical.ACTIONS, tactical.TERMS
     NEUTRAL, RANDOM_BITS = tactical.NEUTRAL, tactical.RANDOM_BITS
     initial, random = staticmethod(tactical.initial), staticmethod(tactical.random)
     role_values, stopped = staticmethod(tactical.role_values), staticmethod(tactical.stopped)
     follow = staticmethod(tactical.follow)
-
-    def __init__(self, chosen: bool) -> None:
-        self.chosen = chosen
 
     def compose(self, state, actions, bounds, params) -> Order:
         wanted = jnp.where(actions[0] > 0, 1, 0) if self.chosen else 1

@@ -279,8 +279,8 @@ def test_working_an_order_saves_more_impact_than_it_costs_in_drift(minutes):
         known = np.maximum.accumulate(np.where(np.isnan(target), 0, np.arange(len(target))))
         target = np.nan_to_num(target)[known]
         slow, held = np.empty_like(target), 0.0
-        for t, wanted in enumerate(target):
-            held += np.clip(wanted - held, -1, 1)
+        for t, wanted in enumerate(target.tolist()):
+            held += max(min(wanted - held, 1), -1)
             slow[t] = held
         volume, volatility = world.bars.volume.mean(), world.parameters["annual_volatility"]
         per_contract = 2.0 * bar_sd(volatility, minutes) / np.sqrt(volume)

@@ -82,7 +82,7 @@ def test_random_legal_actions_of_one_agent_leave_the_others_alone():
     assert found["risk"]["random"]["net_pnl"] != 0
 
 
-@pytest.mark.parametrize("agent", range(3))
+@pytest.mark.parametrize("agent", [2, *(pytest.param(x, marks=pytest.mark.slow) for x in (0, 1))])
 def test_an_agent_whose_action_goes_nowhere_contributes_nothing(agent):
     def disconnected(state, actions, bounds, params):
         neutral = tactical.neutral(state, actions, bounds, params)

@@ -24,7 +24,7 @@ from gm_jax.report import policies
 from gm_jax.report.backtest import backtest
 from gm_jax.report.metrics import summarise
 from gm_jax.run import members as run_members
-from gm_jax.run import null_test, pace, results
+from gm_jax.run import null_test, pace, results, training
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_ledger
 from gm_jax.run.members import train_members
@@ -34,6 +34,7 @@ from gm_jax.run.source import Source, load
 from gm_jax.systems import STRATEGIC
 from tests.mappo.problems import planted_setup
 from tests.mappo.test_members import BUSY, compile_once, compiled_in_haste, launches
+from tests.run.brief import report_of_the_team_alone
 from tests.run.test_training import TINY
 
 
@@ -263,6 +264,8 @@ def test_p_value_is_small_where_there_is_something_to_learn(tmp_path, in_haste):
 
 # runs
 
+EXPORT = training._export
+
 
 def gm_jax(*arguments):
     return cli.main([*map(str, arguments)])
@@ -272,8 +275,7 @@ def gm_jax(*arguments):
 def plain_runs():
     """Runs that are compiled in haste and draw nothing."""
     with pytest.MonkeyPatch.context() as patch, compiled_in_haste():
-        for name in ("draw", "draw_returns"):
-            patch.setattr(results.pictures, name, lambda *_: None)
+        report_of_the_team_alone(patch.setattr)
         yield
 
 
@@ -338,6 +340,7 @@ def test_a_null_test_that_cannot_be_done_leaves_the_run_whole(run, monkeypatch, 
     for file in run.glob("manifest.json"):
         file.unlink()
     with monkeypatch.context() as patch:
+        patch.setattr(training, "_export", EXPORT)
         patch.setattr(results, "null_test", impossible)
         assert gm_jax("train", "tactical", "--resume", run, "--null", 2) == 2
     said = capsys.readouterr().err

@@ -16,9 +16,8 @@ from gm_jax.mappo import learner
 from gm_jax.mappo.types import Hyper
 from gm_jax.report import sweep_plots
 from gm_jax.report.significance import deflated_sharpe, pbo, session_sharpe
+from gm_jax.run import members as run_members
 from gm_jax.run import (
-    evaluate,
-    evaluation,
     pace,
     results,
     sweep,
@@ -28,7 +27,6 @@ from gm_jax.run import (
     training,
     trials,
 )
-from gm_jax.run import members as run_members
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
@@ -37,6 +35,7 @@ from gm_jax.run.sweep_plan import Plan, combine, groups, label, parse_grid
 from gm_jax.settings import Settings
 from gm_jax.systems import STRATEGIC
 from tests.mappo.test_members import assert_same, compile_once, compiled_in_haste
+from tests.run.brief import report_of_the_team_alone
 
 
 # a small strategic problem: sessions of 46 bars, so that a few thousand give a Sharpe ratio
@@ -323,12 +322,7 @@ GRIDS = [x for key, values in GRID.items() for x in ("--grid", f"{key}={','.join
 def plain():
     """Sweeps that are compiled in haste, three members a program, and export and draw no run."""
     with pytest.MonkeyPatch.context() as patch, compiled_in_haste():
-        for name in ("draw", "draw_returns"):
-            patch.setattr(results.pictures, name, lambda *_: None)
-        patch.setattr(training, "_export", lambda run: None)
-        patch.setattr(evaluation, "contributions", lambda *_: {})
-        for module in (results, evaluate):
-            patch.setattr(module, "fit_oracle", lambda setup: None)
+        report_of_the_team_alone(patch.setattr)
         patch.setattr(run_members, "_compile", compile_once)
         patch.setattr(run_members, "MOST", 3)
         yield

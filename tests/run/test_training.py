@@ -8,7 +8,7 @@ import pytest
 
 from gm_jax import config
 from gm_jax.errors import UserError
-from gm_jax.run import training
+from gm_jax.run import evaluation, training
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.metrics import metric_rows
 from gm_jax.run.source import Source
@@ -96,6 +96,7 @@ def test_run_directory_is_whole(whole):
     assert splits["test"]["sharpe_reason"].endswith("at least 20 needed")  # null, not NaN
 
 
+@pytest.mark.slow  # implied by the next
 def test_same_seed_same_result(whole, tmp_path):
     training.train(begin(tmp_path / "again"))
     assert_same(content(whole[0]), content(tmp_path / "again"))
@@ -151,8 +152,10 @@ def splits_of(tmp_path, market, **changes):
 
 
 @pytest.mark.usefixtures("optimised")
-def test_learns_the_planted_drift(tmp_path):
+def test_learns_the_planted_drift(tmp_path, monkeypatch):
     """At least 75 % of the oracle's after-cost Sharpe out of sample, long-only."""
+    monkeypatch.setattr(evaluation, "contributions", lambda *_: {})
+    monkeypatch.setattr(training, "_export", lambda run: None)
     splits = splits_of(tmp_path, "planted")
     assert splits["test"]["oracle_sharpe"] > 4
     assert splits["test"]["oracle_share"] > 0.75
