@@ -45,5 +45,5 @@ def gae(
     joined = jnp.broadcast_to(joined, delta.shape)
     last, steps = jnp.zeros_like(delta[0]), (delta, joined)
     # unrolled: on a GPU launching a step takes longer than what it does
-    _, advantage = jax.lax.scan(backwards, last, steps, reverse=True, unroll=8)
+    _, advantage = jax.lax.scan(backwards, last, steps, reverse=True, unroll=5)
     return advantage, advantage + value

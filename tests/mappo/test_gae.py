@@ -25,7 +25,7 @@ def reference(reward, value, next_value, terminated, truncated, gamma, lam):
 @pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (0.9, 0.0), (1.0, 1.0), (0.995, 1.0)])
 def test_equals_the_definition(gamma, lam):
     rng = np.random.default_rng(0)
-    shape = (45, 7, 3)
+    shape = (43, 7, 3)
     reward, value, next_value = rng.standard_normal((3, *shape))
     terminated, truncated = rng.random((2, *shape)) < 0.1
     truncated &= ~terminated
