@@ -4,7 +4,9 @@ import json
 import os
 
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join((
+    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
+))  # fmt: skip
 
 import jax
 import jax.numpy as jnp
