@@ -1,7 +1,7 @@
 """Compile the training program for H200s, without one, and count the kernels that it runs.
 
     pip install -e '.[cuda12]'       # Linux; no GPU is needed
-    python benchmarks/kernels.py     # ten minutes on two cores: writes the table of README.md
+    python benchmarks/kernels.py     # minutes on two cores: writes the table of README.md
 
 XLA compiles for a GPU that is described to it. Without one it cannot try which kernel of a matrix
 product is fastest, and takes its first choice; that it may record several kernels into one launch
