@@ -86,7 +86,7 @@ def problem(chosen: bool = False, **changes):
             "num_envs": 64,
             "episode_length": 20,
             "rollout_length": 20,
-            "num_episodes": 400,
+            "num_episodes": 200,
             "lr_critic": 3e-3,
             "lr_actor": 1e-3,
             "gamma": 0.9,

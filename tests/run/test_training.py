@@ -156,7 +156,7 @@ def test_learns_the_planted_drift(tmp_path, monkeypatch):
     """At least 75 % of the oracle's after-cost Sharpe out of sample, long-only."""
     monkeypatch.setattr(evaluation, "contributions", lambda *_: {})
     monkeypatch.setattr(training, "_export", lambda run: None)
-    splits = splits_of(tmp_path, "planted")
+    splits = splits_of(tmp_path, "planted", num_episodes=20)
     assert splits["test"]["oracle_sharpe"] > 4
     assert splits["test"]["oracle_share"] > 0.75
 
