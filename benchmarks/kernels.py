@@ -90,7 +90,11 @@ def compiled(system: str, precision: str, devices: list[Any]) -> tuple[Kernels, 
 
 
 def counted(text: str) -> Kernels:
-    """Count the kernels of the loops in a compiled program's text."""
+    """Count the kernels of the loops in a program's text.
+
+    Args:
+        text: of a compiled training with one rollout an iteration.
+    """
     computations, entry = hlo.parse(text)
 
     def loops(name: str) -> list[tuple[str, int]]:
@@ -118,7 +122,11 @@ def counted(text: str) -> Kernels:
 
 
 def table(found: dict[str, tuple[Kernels, int, Kernels]]) -> str:
-    """Return what one and eight devices run as Markdown."""
+    """Return what devices run as Markdown.
+
+    Args:
+        found: by name, the kernels of one device, its bytes, the kernels of each of eight.
+    """
     lines = [
         f"| {NUM_ENVS:,} environments a device | kernels a rollout step | kernels a minibatch "
         "| kernels an update | program MiB "

@@ -139,10 +139,12 @@ def test_actions_are_the_best_logits_on_the_ledgers_account(exported, tmp_path, 
 
 def test_one_bar_at_a_time_is_the_file_at_once(exported):
     system, run, file = exported
-    bars = loader.load(file, MINUTES[system])[0][:1_500]  # rolls, a hole, bars without volume
+    bars = loader.load(file, MINUTES[system])[0][:1_600]
     whole, single = desk(system, run), desk(system, run)
     expected = whole.step(bars)
     half = len(bars) - 700
+    one_by_one = bars[half:]
+    assert all(x.any() for x in (one_by_one.roll, one_by_one.hole, one_by_one.volume == 0))
     found = single.step(bars[:half])
     for i in range(half, len(bars)):
         found += single.step(bars[i : i + 1])
@@ -157,7 +159,7 @@ def test_grandmodel_layout_decides_alike(exported, tmp_path):
 
     system, run, file = exported
     export_run(run, tmp_path / "g", "grandmodel", onnx=False, safetensors=False)
-    bars = loader.load(file, MINUTES[system])[0][:1_500]
+    bars = loader.load(file, MINUTES[system])[0][:1_600]
     one, other = desk(system, run).step(bars), desk(system, tmp_path / "g").step(bars)
     assert [d[2:] for d in one] == [d[2:] for d in other]
 

@@ -273,7 +273,7 @@ def gm_jax(*arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def plain_runs():
-    """Runs that are compiled in haste and draw nothing."""
+    """Runs that are compiled in haste, draw and export nothing and report the team alone."""
     with pytest.MonkeyPatch.context() as patch, compiled_in_haste():
         report_of_the_team_alone(patch.setattr)
         yield
@@ -337,8 +337,7 @@ def test_a_null_test_that_cannot_be_done_leaves_the_run_whole(run, monkeypatch, 
     def impossible(*_):
         raise UserError("The prices of a copy are beyond what is counted.")
 
-    for file in run.glob("manifest.json"):
-        file.unlink()
+    assert not (run / "manifest.json").exists()
     with monkeypatch.context() as patch:
         patch.setattr(training, "_export", EXPORT)
         patch.setattr(results, "null_test", impossible)

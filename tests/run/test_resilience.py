@@ -62,14 +62,14 @@ def save_often(set_attribute=setattr):
     set_attribute(pace, "INTERVAL_SECONDS", 0)
 
 
-USUAL_PACE = vars(pace).copy()
+USUAL_PACE = {name: getattr(pace, name) for name in ("SAVE_SECONDS", "INTERVAL_SECONDS")}
 
 
-def end(out):
+def go_on(out):
     """Go on to the end at the usual pace."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("SAVE_SECONDS", "INTERVAL_SECONDS"):
-            patch.setattr(pace, name, USUAL_PACE[name])
+        for name, seconds in USUAL_PACE.items():
+            patch.setattr(pace, name, seconds)
         training.train(training.resume(out))
 
 
@@ -177,7 +177,7 @@ def test_no_room_left_under_way(whole, tmp_path, bare, room, named):
     run = training.resume(out)
     assert int(run.state.iteration) == kept
     run.close()
-    end(out)
+    go_on(out)
     assert_same(whole, learned(out))
 
 
@@ -188,7 +188,7 @@ def test_full_device_under_the_metrics(whole, tmp_path, bare):
     with pytest.raises(UserError, match=r"metrics.jsonl: No space left.* iteration 0 is kept"):
         training.train(run)
     run.directory.metrics.unlink()
-    end(run.directory.path)
+    go_on(run.directory.path)
     assert_same(whole, learned(run.directory.path))
 
 
@@ -268,7 +268,7 @@ def test_folder_that_is_lost_under_way(whole, tmp_path, bare, monkeypatch):
         training.train(run)
     folder.unlink()
     aside.rename(folder)
-    end(run.directory.path)
+    go_on(run.directory.path)
     assert_same(whole, learned(run.directory.path))
 
 
@@ -450,7 +450,7 @@ def test_sigterm_saves_and_ends_with_130(whole, tmp_path, bare):
     run = training.resume(out)
     assert int(run.state.iteration) == rows[-1]["iteration"] < ITERATIONS
     run.close()
-    end(out)
+    go_on(out)
     assert_same(whole, learned(out))
 
 
@@ -478,7 +478,7 @@ def test_signal_inside_a_save_waits_for_its_end(whole, tmp_path, bare, monkeypat
     assert [signal.getsignal(s) for s in HANDLERS] == before
     assert run.interrupted
     assert run.checkpoints.newest == 1
-    end(run.directory.path)
+    go_on(run.directory.path)
     assert_same(whole, learned(run.directory.path))
 
 
@@ -492,7 +492,7 @@ def test_second_signal_inside_a_save_ends_at_once(whole, tmp_path, bare, monkeyp
     assert "SIGTERM: saving after this interval" in err
     assert "The checkpoint of iteration 0 is kept" in err
     assert half_written(run.directory.path)
-    end(run.directory.path)
+    go_on(run.directory.path)
     assert not half_written(run.directory.path)
     assert_same(whole, learned(run.directory.path))
 
@@ -640,7 +640,8 @@ def killed(out, moment, delay):
 def test_kills_change_nothing(whole, tmp_path, unreported, kills):
     """Kills inside saves, between them and before the first: what was saved is never lost."""
     out, chance = tmp_path / "run", random.Random(0)
-    begun(out).close()
+    iterations = ITERATIONS * (1 + kills // 10)
+    begun(out, num_episodes=iterations).close()
     standing = inside = 0
     for number in range(kills):
         if number % 5 < 4:
@@ -654,8 +655,11 @@ def test_kills_change_nothing(whole, tmp_path, unreported, kills):
         inside += len(began) > len(ended)
         standing = max([standing, *found, *ended])
     assert inside >= 0.4 * kills
-    assert 0.8 * kills <= standing < ITERATIONS
+    assert 0.8 * kills <= standing < iterations
     training.train(training.resume(out))
+    if iterations > ITERATIONS:
+        training.train(begun(tmp_path / "whole", num_episodes=iterations))
+        whole = learned(tmp_path / "whole")
     assert_same(whole, learned(out))
     assert not half_written(out)
 
