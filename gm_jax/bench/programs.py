@@ -85,7 +85,7 @@ def _use_cache(folder: str | None) -> None:
 
 @partial(jax.jit, static_argnames="config")
 def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> Array:
-    """Step N environments with random legal actions, resets included; return checksums [N]."""
+    """Step N environments with random legal actions, resets included; return a checksum."""
     team = config.system.team
     observe = jax.vmap(partial(core.observe, market=market, params=params, team=team))
     advance = jax.vmap(partial(core.step, market=market, params=params, team=team))
@@ -96,12 +96,12 @@ def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> A
         bits = jax.random.bits(key, (*obs.mask.shape[:2],), dtype=jnp.uint32)
         env, outcome = advance(env, jax.vmap(draw)(bits, obs.mask))
         done = outcome.terminated | outcome.truncated
-        total += obs.obs.sum((1, 2)) + obs.global_obs.sum(1) + outcome.reward.sum(1)
+        total += obs.obs.sum() + obs.global_obs.sum() + outcome.reward.sum()
         return (auto_reset(key, env, done, market, params, config), total), None
 
     start = core.reset_many(key, config.num_envs, market, params, team)
     keys = jax.random.split(key, ENV_STEPS)
-    return jax.lax.scan(body, (start, jnp.zeros(config.num_envs)), keys)[0][1]
+    return jax.lax.scan(body, (start, jnp.float32(0)), keys)[0][1]
 
 
 def ceiling(settings: Settings) -> tuple[Callable[[], Array], int]:
