@@ -21,6 +21,10 @@ from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 AGENTS: tuple[str, ...] = ("tactical", "risk", "execution")
 ACTIONS: tuple[str, ...] = ("HOLD", "BUY_SMALL", "BUY_LARGE", "SELL_SMALL", "SELL_LARGE")
 HOLD, BUY_SMALL, BUY_LARGE, SELL_SMALL, SELL_LARGE = range(5)
+_HOLDS = np.arange(len(ACTIONS)) == HOLD
+# of execution: the way a verb trades, and whether it trades one contract at most
+_SIGN = np.array([0, 1, 1, -1, -1], np.int32)
+_ONE = np.array([False, True, False, True, False])
 # what an agent without a will of its own may do: hold, and trade whatever is wanted
 NEUTRAL: tuple[tuple[int, ...], ...] = ((HOLD,), (HOLD,), (BUY_LARGE, SELL_LARGE))
 # reward terms beside the shared change of equity, by the agent that receives them
@@ -128,14 +132,13 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     desired = _desired(controls.desired + move, widest, bounds, params)
     tactical = (desired != desired[0]) & jnp.logical_not(bounds.flat)
 
-    # reach of R upwards and downwards against what is traded anyway
+    # how far R reaches a verb's way, against what is traded that way anyway
     excess = _excess(position, widest, bounds, params)
     up, down = desired[BUY_LARGE] - position, position - desired[SELL_LARGE]
-    reach = jnp.stack([jnp.minimum(up, 1), up, jnp.minimum(down, 1), down])
-    forced = jnp.stack([excess, excess, -excess, -excess])
-    execution = (reach > jnp.maximum(forced, 0)) & jnp.logical_not(bounds.flat)
-    execution = jnp.concatenate([jnp.ones_like(execution[:1]), execution])
-    return jnp.stack([tactical, risk, execution]) | (jnp.arange(len(ACTIONS)) == HOLD)
+    reach = jnp.where(_SIGN > 0, up, down)
+    reach = jnp.where(_ONE, jnp.minimum(reach, 1), reach)
+    execution = (reach > jnp.maximum(_SIGN * excess, 0)) & jnp.logical_not(bounds.flat)
+    return jnp.stack([row | _HOLDS for row in (tactical, risk, execution)])
 
 
 def role_values(state: State, params: EnvParams) -> Array:

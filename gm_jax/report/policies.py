@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -71,9 +72,14 @@ def draw(bits: Array, mask: Array) -> Array:
         bits: [A] u32.
         mask: [A, K] bool.
     """
-    legal = jnp.cumsum(mask, axis=-1)
-    wanted = bits % legal[:, -1].astype(jnp.uint32)
-    return jnp.argmax(legal > wanted.astype(jnp.int32)[:, None], axis=-1).astype(jnp.int32)
+
+    def one(bits: Array, mask: Array) -> Array:
+        counts = list(accumulate(map(jnp.int32, mask)))  # of legal actions so far
+        wanted = jnp.int32(bits % jnp.uint32(counts[-1]))
+        return sum((jnp.int32(count <= wanted) for count in counts), jnp.int32(0))
+
+    # one by one: over all environments each is a vector then, which sums along verbs are not
+    return jnp.stack([one(*agent) for agent in zip(bits, mask, strict=True)])
 
 
 def oracle(data: Bayes, state: State, market: Market, params: EnvParams, team: Team) -> Array:

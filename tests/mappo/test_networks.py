@@ -54,3 +54,37 @@ def test_converted_parameters_are_the_same_networks(precision):
     np.testing.assert_array_equal(apply(converted), apply(params))
     kernels = [x for x in jax.tree.leaves(converted) if x.ndim == 3]
     assert {str(x.dtype) for x in kernels} == {precision}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_output_layer_has_the_gradients_of_a_plain_product(precision, monkeypatch):
+    config = planted_setup(precision=precision, layer_norm=1).config
+    params = networks.init_actors(jax.random.key(0), config, inputs=7)
+    draws = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + draws.normal(size=x.shape, scale=0.1), params)
+    obs = draws.normal(size=(50, 3, 7)).astype(np.float32)
+    wanted = draws.normal(size=(50, 3, 5)).astype(np.float32)
+
+    def loss(params, obs):
+        return (networks.masked_logits(config, params, obs, wanted > -1) * wanted).sum()
+
+    gradients = jax.grad(loss, argnums=(0, 1))
+    own = gradients(params, obs)
+    monkeypatch.setattr(networks, "_narrow_product", jax.lax.dot_general)
+    plain = gradients(params, obs)
+    rtol = {"float32": 1e-5, "bfloat16": 2e-2}[precision]
+    for ours, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
+        assert np.abs(theirs).max() > 0
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other compilers order factors anew")
+def test_a_cpu_multiplies_the_narrow_gradient_first():
+    config = planted_setup(hidden_sizes=(16,)).config
+    params = networks.init_actors(jax.random.key(0), config, inputs=7)
+    obs, legal = np.ones((50, 3, 7), np.float32), np.ones((50, 3, 5), bool)
+    gradient = jax.jit(jax.grad(lambda p: networks.masked_logits(config, p, obs, legal).sum()))
+    lines = gradient.lower(params).compile().as_text().splitlines()
+    made = [line.split("=")[1].split("{")[0].strip() for line in lines if " dot(" in line]
+    assert "f32[3,5,16]" in made
+    assert "f32[3,16,5]" not in made
