@@ -25,7 +25,7 @@ from gm_jax.systems import SYSTEMS
 
 PEAK = {"float32": 60e12, "bfloat16": 790e12}  # FLOP/s of an H200: no TF32; measured on 8192³
 MEMORY = 4.3e12  # bytes/s
-SHARE = 0.5  # of the roofline that is taken to be reached; an assumption, CPUs reach .6 to .84
+SHARE = 0.5  # of the roofline that is taken to be reached; an assumption, CPUs reach .57 to .84
 NUM_ENVS = 16_384  # a device: with few, launching kernels decides
 # up to so many devices: bytes/s of a device's link, seconds a message
 LINKS = {8: (450e9, 10e-6), 1_000: (50e9, 20e-6)}
