@@ -127,8 +127,3 @@ def arange(stop: int) -> np.ndarray:
 def zeros_like(x: Any) -> Any:
     """Return zeros of the same type and shape."""
     return np.zeros_like(x) if type(x) is np.ndarray else type(x)(0)
-
-
-def ones_like(x: Any) -> Any:
-    """Return ones of the same type and shape."""
-    return np.ones_like(x) if type(x) is np.ndarray else type(x)(1)

@@ -175,7 +175,7 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     strategic = (desired != desired[HOLD]) & jnp.logical_not(bounds.flat)
     manager = shares(controls.share) != controls.share
     detector = controls.stance + 1 != _VERBS
-    return jnp.stack([row | _HOLDS for row in (strategic, manager, detector)])
+    return jnp.stack([strategic, manager, detector]) | _HOLDS
 
 
 def role_values(state: State, params: EnvParams) -> Array:

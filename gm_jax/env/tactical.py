@@ -138,7 +138,7 @@ def masks(state: State, bounds: Bounds, params: EnvParams) -> Array:
     reach = jnp.where(_SIGN > 0, up, down)
     reach = jnp.where(_ONE, jnp.minimum(reach, 1), reach)
     execution = (reach > jnp.maximum(_SIGN * excess, 0)) & jnp.logical_not(bounds.flat)
-    return jnp.stack([row | _HOLDS for row in (tactical, risk, execution)])
+    return jnp.stack([tactical, risk, execution]) | _HOLDS
 
 
 def role_values(state: State, params: EnvParams) -> Array:
