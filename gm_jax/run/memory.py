@@ -12,6 +12,17 @@ import jax
 from gm_jax import doctor
 
 
+CGROUP = Path("/sys/fs/cgroup")
+# limit, use and statistics of a container, and what in these last is a cache of files: by version
+CONTAINERS = (
+    ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
+    (
+        *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+
+
 def device() -> dict[str, int]:
     """Return used, free, limit and peak of JAX's device; a CPU's are the host's."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -27,7 +38,7 @@ def host() -> dict[str, int]:
     used, limit = resident(), doctor.memory_bytes()
     return {
         "used": used,
-        "free": min(available(), limit),
+        "free": max(min(available(), limit, *left_in_container()), 0),
         "limit": limit,
         "peak": max(peak_resident(), used),  # the system's own is a little late
     }
@@ -54,3 +65,17 @@ def available() -> int:
         lines = (line.split() for line in meminfo.read_text().splitlines())
         return next(int(kib) * 1024 for name, kib, *_ in lines if name == "MemAvailable:")
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def left_in_container() -> list[int]:
+    """Return what a container's limit still leaves, what caches hold included; [] without one."""
+    left = []
+    for limit, used, statistics, caches in CONTAINERS:
+        files = [CGROUP / name for name in (limit, used, statistics)]
+        if not all(file.is_file() for file in files):
+            continue
+        most, now, lines = (file.read_text().split() for file in files)
+        if most[0].isdigit():  # it says "max" where there is no limit
+            held = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
+            left.append(int(most[0]) - int(now[0]) + sum(held.get(name, 0) for name in caches))
+    return left

@@ -104,6 +104,29 @@ def test_fewer_environments_where_the_memory_is_short(monkeypatch, capsys):
         launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_container_has_used_is_not_free(version, tmp_path, monkeypatch):
+    """Of 100 MiB 70 are used, 20 of these by caches of files."""
+    folder, prefix = (tmp_path / "memory", "total_") if version == 1 else (tmp_path, "")
+    names = {1: ("limit_in_bytes", "usage_in_bytes"), 2: ("max", "current")}[version]
+    folder.mkdir(exist_ok=True)
+    limit, used, held = (folder / f"memory.{name}" for name in (*names, "stat"))
+    used.write_text(f"{70 * 2**20}\n")
+    held.write_text(
+        f"anon 1\n{prefix}inactive_file {15 * 2**20}\n{prefix}active_file {5 * 2**20}\n"
+    )
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 2**40)
+    limit.write_text(f"{100 * 2**20}\n")
+    assert memory.left_in_container() == [50 * 2**20]
+    assert memory.host()["free"] == 50 * 2**20
+    limit.write_text("1\n")
+    assert memory.host()["free"] == 0
+    limit.write_text("max\n")
+    assert memory.left_in_container() == []
+    assert memory.host()["free"] == memory.host()["limit"]
+
+
 @pytest.mark.slow
 def test_memory_stays_flat():
     setup = setup_of(num_episodes=10_000, episode_length=50, num_envs=4, validate_every=500)
