@@ -168,6 +168,29 @@ def test_bench_measures_beside_pytorch(capsys, monkeypatch, one_core):
     assert result["compiler_flops_per_env_step"] == pytest.approx(flops_each, rel=0.02)
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_the_second_compilation_comes_from_the_cache(used, monkeypatch):
+    """Of a program so small that it takes no time, also where the user keeps none."""
+    name, before = "jax_enable_compilation_cache", jax.config.jax_enable_compilation_cache
+    folder, found = jax.config.jax_compilation_cache_dir, []
+
+    def lower(_):
+        return jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((4, 4), jnp.float32))
+
+    monkeypatch.setattr(programs.launch, "lower", lower)
+    jax.monitoring.register_event_listener(keep := lambda event, **_: found.append(event))
+    jax.config.update(name, used)
+    try:
+        programs.compile_training(None)
+        assert jax.config.jax_enable_compilation_cache is used
+    finally:
+        jax.config.update(name, before)
+        jax.monitoring.unregister_event_listener(keep)
+    outcomes = [event for event in found if event.endswith(("cache_misses", "cache_hits"))]
+    assert [event.rpartition("_")[2] for event in outcomes] == ["misses", "hits"]
+    assert jax.config.jax_compilation_cache_dir == folder
+
+
 def test_memory_is_asked_for_other_sizes(monkeypatch):
     """Of a compiler that takes 10 bytes an environment."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from gm_jax.settings import Settings
 
 
 ENV_STEPS = 1_000  # of every environment in one environment-only launch
+CACHE = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")  # the user may have it off
 
 
 class Training(NamedTuple):
@@ -42,10 +43,10 @@ class Training(NamedTuple):
 def compile_training(setup: Setup) -> Training:
     """Compile the training program cold, then again from the cache it left behind."""
     compiled, seconds = [], []
-    before = jax.config.values["jax_compilation_cache_dir"]
+    before = {name: jax.config.values[name] for name in CACHE}
     with tempfile.TemporaryDirectory() as cache:
         try:
-            _use_cache(cache)
+            _use_cache(dict(zip(CACHE, (cache, True), strict=True)))
             for _ in range(2):
                 jax.clear_caches()
                 began = time.perf_counter()
@@ -78,8 +79,9 @@ def memory_by_num_envs(setup: Setup) -> dict[str, int]:
     return found
 
 
-def _use_cache(folder: str | None) -> None:
-    jax.config.update("jax_compilation_cache_dir", folder)
+def _use_cache(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 
