@@ -160,7 +160,7 @@ def runs(call: Callable[[], Any]) -> bool:
     except MemoryError:
         return False
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.ran_out(error):
             raise
         return False
     return True
@@ -246,7 +246,7 @@ def _in_child(system: System, settings: Settings, bars: int, size: int) -> Trial
         text=True,
     )
     if done.returncode:
-        if done.returncode > 0 and "RESOURCE_EXHAUSTED" not in done.stderr:
+        if done.returncode > 0 and not memory.ran_out(done.stderr):
             raise RuntimeError(f"a trial of {size} environments failed:\n{done.stderr[-2000:]}")
         return None
     return Trial(*json.loads(done.stdout.splitlines()[-1]))

@@ -13,4 +13,4 @@ class NotFiniteError(Exception):
 
 
 class LostProcessError(Exception):
-    """Another process of the same training is gone."""
+    """A process of a training in several is gone, or this one cannot do its part."""

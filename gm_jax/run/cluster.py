@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gm_jax.errors import LostProcessError, UserError
+from gm_jax.run import memory
 
 
 END, GATHER, BEGIN = 0, -1, -2  # commands beside a number of iterations
@@ -136,7 +137,7 @@ def arrays(tree: Any) -> Any:
 
 @contextmanager
 def unbroken() -> Iterator[None]:
-    """Say what has happened where something is computed together with a process that is gone.
+    """Say what has happened where this process or another cannot compute its part.
 
     Raises:
         LostProcessError: instead of what JAX raises.
@@ -144,8 +145,13 @@ def unbroken() -> Iterator[None]:
     try:
         yield
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-        if not several() or "RESOURCE_EXHAUSTED" in str(error):
+        if not several():
             raise
+        if memory.ran_out(error):
+            raise LostProcessError(
+                "This process's device has too little memory for its share: train with fewer "
+                "environments (--set num_envs=…)."
+            ) from error
         reason = str(error).splitlines()[0]
         raise LostProcessError(f"Another process of this training is gone ({reason}).") from error
 

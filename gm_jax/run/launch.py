@@ -119,21 +119,33 @@ def fitting_program(setup: Setup, begun: bool = False) -> Compiled:
         begun: it has as many as it has; where they may not fit, that is a warning.
 
     Raises:
-        UserError: not even the fewest fit, or not all in each of several processes.
+        UserError: not even the fewest fit, not all in each of several processes, or there is too
+            little memory to compile what has begun.
     """
     asked = setup.settings.num_envs
     while True:
-        found, free = compile_program(setup), memory.device()["free"]
-        needed, envs = found.bytes_needed, setup.settings.num_envs
-        takes = f"memory: {envs:,} environments take {_mib(needed)} of {_mib(free)} that are free"
+        found, free = _compiled(setup), memory.device()["free"]
+        needed, envs = found.bytes_needed if found else math.inf, setup.settings.num_envs
+        much = _mib(needed) if found else "more than the compiler can get"
+        takes = f"memory: {envs:,} environments take {much} of {_mib(free)} that are free"
         fits = needed <= MEMORY_SHARE * free
-        if fits or begun:
+        if found and (fits or begun):
             fewer = f": fewer than the {asked:,} asked for" if envs < asked else ""
             _say(f"{'' if fits else 'warning: '}{takes}{fewer}")
             return found
-        if cluster.several():
-            raise UserError(f"{takes} on this process's device; set a smaller num_envs.")
+        if begun or cluster.several():
+            raise UserError(f"{takes} on this process's device; train with a smaller num_envs.")
         setup = _fewer(setup, takes)
+
+
+def _compiled(setup: Setup) -> Compiled | None:
+    """Return the program of a setup; None where the memory does not even suffice to compile it."""
+    try:
+        return compile_program(setup)
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.ran_out(error):
+            raise
+        return None
 
 
 def _fewer(setup: Setup, takes: str) -> Setup:
@@ -253,5 +265,5 @@ def _say(line: str) -> None:
         say(line)
 
 
-def _mib(size: int) -> str:
+def _mib(size: float) -> str:
     return f"{size / 2**20:,.0f} MiB"

@@ -79,3 +79,8 @@ def left_in_container() -> list[int]:
             held = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
             left.append(int(most[0]) - int(now[0]) + sum(held.get(name, 0) for name in caches))
     return left
+
+
+def ran_out(error: object) -> bool:
+    """Return whether JAX's error, or what a process said of it, is that memory does not suffice."""
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -18,7 +18,7 @@ from gm_jax.errors import LostProcessError, NotFiniteError, UserError
 from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.mappo.types import TrainState
-from gm_jax.run import launch, pace, tracking
+from gm_jax.run import launch, memory, pace, tracking
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory, WriteError, begun, writing
 from gm_jax.run.launch import Compiled, Program
@@ -169,12 +169,19 @@ class _Kept(Protocol):
 
 @contextmanager
 def keeping(run: _Kept) -> Iterator[None]:
-    """Say what is kept of a run that cannot be written to or is interrupted."""
+    """Say what is kept of a run that cannot be written to, is interrupted or out of memory."""
     try:
         yield
     except WriteError as error:
         run.directory.clean()
         raise UserError(f"{error} {run.kept()}") from error
+    except jax.errors.JaxRuntimeError as error:
+        if not memory.ran_out(error):
+            raise
+        raise UserError(
+            "The device has too little memory: free some of it, or train anew with fewer "
+            f"environments (--set num_envs=…). {run.kept()}"
+        ) from error
     except (KeyboardInterrupt, LostProcessError):
         say(run.kept())
         raise
@@ -188,7 +195,7 @@ def train(run: Run) -> dict[str, Any]:
 
     Raises:
         NotFiniteError: a reward, a loss or a network became NaN; the last good state is kept.
-        UserError: a file cannot be written; the last checkpoint is kept.
+        UserError: a file cannot be written, or too little memory; the last checkpoint is kept.
     """
     for warning in run.setup.warnings:
         say(f"warning: {warning}")
@@ -275,7 +282,7 @@ def _analyse(run: Run, found: dict[str, Any]) -> None:
         _export(run)
         raise type(error)(f"{error} {mend}") from error
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.ran_out(error):
             raise
         _export(run)
         raise UserError(f"The device has too little memory for the analyses. {mend}") from error

@@ -16,6 +16,7 @@ from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.scaling import Scaler, rescaled
 from gm_jax.mappo.types import Hyper, Networks, TrainState
+from gm_jax.run import memory
 from gm_jax.run.metrics import metric_rows, require_finite
 from gm_jax.run.progress import say
 from gm_jax.run.setup import Setup
@@ -173,7 +174,7 @@ class Engine:
             state, metrics = learner.train(state, jnp.int32(count), *rest, config=setup.config)
             return state, jax.device_get(metrics)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not memory.ran_out(error):
                 raise
             raise UserError(
                 f"The device has too little memory for {setup.config.num_envs} environments. Take "

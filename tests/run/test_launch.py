@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from gm_jax import cli
-from gm_jax.errors import UserError
+from gm_jax.errors import LostProcessError, UserError
 from gm_jax.mappo import learner
-from gm_jax.run import launch, memory, training
+from gm_jax.run import cluster, launch, memory, training
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.metrics import metric_rows
 from gm_jax.run.setup import prepare
@@ -102,6 +102,30 @@ def test_fewer_environments_where_the_memory_is_short(monkeypatch, capsys):
     room["free"] = 2**20
     with pytest.raises(UserError, match=r"fewer cannot be trained.*Set smaller hidden_sizes"):
         launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
+
+
+EXHAUSTED = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def test_what_cannot_be_compiled_for_want_of_memory_does_not_fit(monkeypatch, capsys):
+    def compiled(setup):
+        if setup.config.num_envs > 4:
+            raise EXHAUSTED
+        return SimpleNamespace(setup=setup, bytes_needed=1)
+
+    monkeypatch.setattr(launch, "compile_program", compiled)
+    assert launch.fitting_program(setup_of()).setup.config.num_envs == 4
+    assert "fewer than the 16 asked for" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"16 environments take more than.*smaller num_envs"):
+        launch.fitting_program(setup_of(), begun=True)
+    with pytest.raises(UserError, match="fewer cannot be trained with num_minibatches 400"):
+        launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
+
+
+def test_of_several_processes_one_out_of_memory_says_so(monkeypatch):
+    monkeypatch.setattr(cluster, "several", lambda: True)
+    with pytest.raises(LostProcessError, match="too little memory for its"), cluster.unbroken():
+        raise EXHAUSTED
 
 
 @pytest.mark.parametrize("version", [1, 2])

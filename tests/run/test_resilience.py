@@ -21,7 +21,7 @@ import pytest
 
 from gm_jax import cli
 from gm_jax.errors import NotFiniteError, UserError
-from gm_jax.run import checkpoint, evaluate, pace, training
+from gm_jax.run import checkpoint, evaluate, launch, pace, training
 from gm_jax.run.checkpoint import Checkpoints
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.source import Source
@@ -525,6 +525,24 @@ def test_signal_outside_the_loop_ends_at_once(
         assert err.splitlines()[-1] == f"gm-jax: interrupted by {number.name}"
     assert gm_jax(capfd, "train", "tactical", "--resume", copy, *more)[0] == 0
     assert [row["iteration"] for row in RunDirectory(copy).history()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_device_out_of_memory_is_named_with_what_is_kept(copy, monkeypatch):
+    """In the second iteration of those that a resumed run has left."""
+
+    def run(program, count):
+        if int(program.state().iteration) == 5:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return usual(program, count)
+
+    usual = launch.Program.run
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.Program, "run", run)
+        said = r"too little memory.*num_envs=.*iteration 5 is kept; go on with .* --resume"
+        with pytest.raises(UserError, match=said):
+            training.train(training.resume(copy, changes={"num_episodes": 6}))
+    assert training.train(training.resume(copy))["env_steps"] == 6 * 100 * 8
 
 
 @pytest.mark.usefixtures("unreported")
