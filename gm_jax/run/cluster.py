@@ -94,6 +94,7 @@ def agreed(make: Callable[[], Made]) -> Made:
 
     Raises:
         UserError: this process cannot, or another.
+        LostProcessError: another is gone.
     """
     made, problem = None, None
     try:
@@ -101,7 +102,8 @@ def agreed(make: Callable[[], Made]) -> Made:
     except UserError as error:
         problem = error
     if several():
-        fine = multihost_utils.process_allgather(np.int32(problem is None))
+        with unbroken():
+            fine = multihost_utils.process_allgather(np.int32(problem is None))
         if not fine.all():
             leave()
             problem = problem or UserError("Another process cannot take part, it says why.")

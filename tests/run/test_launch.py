@@ -213,6 +213,16 @@ def test_a_leader_that_has_nothing_to_train_lets_the_other_end():
             process.communicate()
 
 
+def test_a_process_that_is_gone_before_all_agree_is_no_traceback(monkeypatch):
+    def lost(_):
+        raise jax.errors.JaxRuntimeError("UNAVAILABLE: Connection closed by peer\nmore")
+
+    monkeypatch.setattr(cluster, "several", lambda: True)
+    monkeypatch.setattr(cluster.multihost_utils, "process_allgather", lost)
+    with pytest.raises(LostProcessError, match=r"is gone \(UNAVAILABLE: Connection closed by peer"):
+        cluster.agreed(lambda: 1)
+
+
 def start(arguments):
     """Start `gm-jax ARGUMENTS`, which saves after every launch of its program."""
     code = (
