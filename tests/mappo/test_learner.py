@@ -45,6 +45,15 @@ def test_ratio_is_one_at_the_first_minibatch(critic):
     assert metrics["approx_kl"][0].max() > 0  # and the policy did move afterwards
 
 
+def test_the_state_is_donated():
+    """Or a run would need the memory of two."""
+    setup = planted_setup()
+    state = fresh(setup)
+    after, _ = run(setup, state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
 def test_initialisation_decomposes_one_matrix_at_a_time():
     """Batched QR decompositions that run side by side can block each other for good."""
     setup = planted_setup()

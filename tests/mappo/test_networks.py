@@ -3,11 +3,13 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gm_jax.env import tactical
-from gm_jax.mappo import networks
+from gm_jax.mappo import learner, networks
+from gm_jax.run import launch
 from tests.mappo.problems import planted_setup
 
 
@@ -40,6 +42,26 @@ def test_the_compiler_is_told_how_exactly_to_multiply(precision, said):
     assert all(f"precision = [{said}, {said}]" in x for x in products)
     assert all(("bf16" in x) == (precision == "bfloat16") for x in products)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("critic", ["central", "local"])
+def test_only_products_are_in_bfloat16(critic):
+    """Logits, values, and all that is carried or logged are float32."""
+    setup = planted_setup(precision="bfloat16", critic=critic, layer_norm=1)
+    config, inputs = setup.config, (8, 12) if critic == "central" else (8, 3, 7)
+    state = learner.abstract_state(setup.market, setup.params, config)
+    trained = jax.eval_shape(
+        partial(learner.train, config=config), state, np.int32(1), *launch.arguments_of(setup)
+    )
+    carried = [x.dtype for x in jax.tree.leaves(trained) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert set(carried) == {np.dtype(np.float32)}
+
+    obs, legal = np.ones((8, 3, 7), np.float32), np.ones((8, 3, 5), bool)
+    actor, critics = state.networks.actor, state.networks.critic
+    logits = jax.eval_shape(partial(networks.masked_logits, config), actor, obs, legal)
+    values = jax.eval_shape(partial(networks.values, config), critics, np.ones(inputs, np.float32))
+    assert (logits.dtype, values.dtype) == (np.float32, np.float32)
+    assert (logits.shape, values.shape) == ((8, 3, 5), (8, 3))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
