@@ -55,12 +55,15 @@ def main():
 
 
 def difference(pair):
-    """Return the largest difference of two leaves, as a share of the largest value."""
+    """Return the largest difference of two leaves, as a share of the largest value.
+
+    Its floor is below that of Adam's second moments, which begin at 1e-10.
+    """
     a, b = (np.asarray(x, np.float64) for x in pair)
     both = np.isfinite(a) & np.isfinite(b)
     if not np.array_equal(a[~both], b[~both], equal_nan=True):
         return np.inf
-    return float(np.abs(a - b)[both].max(initial=0) / max(np.abs(b)[both].max(initial=0), 1e-3))
+    return float(np.abs(a - b)[both].max(initial=0) / max(np.abs(b)[both].max(initial=0), 1e-12))
 
 
 if __name__ == "__main__":
