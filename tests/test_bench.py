@@ -14,6 +14,7 @@ import pytest
 
 from gm_jax import cli
 from gm_jax.bench import flops, hlo, latency, measure, peer, programs
+from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.run import launch
 from gm_jax.run.setup import prepare
@@ -221,6 +222,26 @@ def test_decisions_of_an_exported_model_are_timed(system):
     bars = {"market_bars": 4_000}
     found = latency.decision_latency(setup_of(SYSTEMS[system], **bars))
     assert 0.01 < found["decision_p50_ms"] <= found["decision_p99_ms"] < 1_000
+
+
+def test_decisions_are_measured_last_and_refused_first(monkeypatch):
+    """What exporting takes is no memory of the training."""
+    called = []
+
+    def noted(name):
+        return lambda *_: called.append(name) or {name: 1}
+
+    for name in ("endless", "_parts", "alternate", "_figures", "decision_latency"):
+        monkeypatch.setattr(measure, name, noted(name))
+    monkeypatch.setattr(programs, "compile_training", noted("compile_training"))
+    monkeypatch.setattr(measure.package, "available", lambda: False)
+    with pytest.raises(UserError, match="pip install torch"):
+        measure.bench(TACTICAL, TACTICAL.settings, 1.0, decision=True)
+    assert "compile_training" not in called
+    monkeypatch.setattr(measure.package, "available", lambda: True)
+    found = measure.bench(TACTICAL, TACTICAL.settings, 1.0, decision=True)
+    assert called[-2:] == ["_figures", "decision_latency"]
+    assert found == {"_figures": 1, "decision_latency": 1}
 
 
 def test_percentiles_of_decisions():

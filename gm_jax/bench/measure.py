@@ -18,6 +18,7 @@ from gm_jax.bench.flops import flops_per_env_step
 from gm_jax.bench.latency import decision_latency
 from gm_jax.bench.peer import pytorch
 from gm_jax.bench.programs import Training
+from gm_jax.export import package
 from gm_jax.mappo import learner
 from gm_jax.run.progress import memory_bytes
 from gm_jax.run.setup import Setup, prepare
@@ -61,14 +62,17 @@ def bench(
         UserError: nothing to compare with, or no PyTorch to export for.
     """
     setup = endless(system, settings)
-    latency = decision_latency(setup) if decision else {}
+    if decision:
+        package.require_torch()  # before anything is measured and lost
     with pytorch(setup) if compare else nullcontext() as peer:
         training = programs.compile_training(setup)
         parts = _parts(setup, training)
         if peer is not None:
             parts["pytorch"] = peer
         rates = alternate(parts, repeats, seconds / (len(parts) * repeats))
-    result = _figures(setup, training, rates) | latency
+    result = _figures(setup, training, rates)
+    if decision:  # last: exporting would count in the peak memory
+        result |= decision_latency(setup)
     if memory:
         sizes = programs.memory_by_num_envs(setup) | {str(settings.num_envs): training.memory}
         result["memory_by_num_envs"] = dict(sorted(sizes.items(), key=lambda x: int(x[0])))
