@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,8 +202,23 @@ def both(arguments):
     return [start([*together, "--process", str(i)]) for i in range(2)]
 
 
-def test_a_leader_that_has_nothing_to_train_lets_the_other_end():
-    leader, follower = both(["train", "tactical", "--set=num_envz=8"])
+def by_slurm(arguments):
+    """Start both as srun does, which says by variables what JAX is to find."""
+    for job in random.sample(range(4_096), 50):  # JAX takes the port from the job's number
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", 61_440 + job))
+            break
+    names = {"JOB_ID": job, "STEP_NODELIST": "127.0.0.1", "NTASKS": 2}
+    step = {f"SLURM_{name}": str(value) for name, value in names.items()}
+    return [
+        start([*arguments, "--distributed"], step | {"SLURM_PROCID": i, "SLURM_LOCALID": i})
+        for i in "01"
+    ]
+
+
+@pytest.mark.parametrize("started", [both, by_slurm])
+def test_a_leader_that_has_nothing_to_train_lets_the_other_end(started):
+    leader, follower = started(["train", "tactical", "--set=num_envz=8"])
     try:
         assert "num_envs" in leader.communicate(timeout=120)[1]
         assert leader.returncode == 2
@@ -223,14 +240,14 @@ def test_a_process_that_is_gone_before_all_agree_is_no_traceback(monkeypatch):
         cluster.agreed(lambda: 1)
 
 
-def start(arguments):
+def start(arguments, variables=None):
     """Start `gm-jax ARGUMENTS`, which saves after every launch of its program."""
     code = (
         "from gm_jax.run import pace; pace.SAVE_SECONDS = 0; from gm_jax import cli; cli.console()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env=environment(),
+        env=environment() | (variables or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
