@@ -103,7 +103,7 @@ def _report(
         tried = results.record_trial(directory, setup, sharpes, trained_on)
     return {
         **report,
-        **evaluation.luck(team, tried, split),
+        **evaluation.luck(team, tried, None if own and split not in results.REPORTED else split),
         "targets": evaluation.targets(setup, report, split, learner.chosen_at(state)),
         **{
             k: results.stored(directory, state, split, k) if own else None

@@ -19,7 +19,13 @@ from gm_jax.report import policies
 from gm_jax.report.attribution import contributions
 from gm_jax.report.backtest import Ledger, backtest
 from gm_jax.report.breakdown import by_regime, by_year, episodes
-from gm_jax.report.metrics import session_closes, session_returns, summarise
+from gm_jax.report.metrics import (
+    MIN_SESSIONS,
+    full_sessions,
+    session_closes,
+    session_returns,
+    summarise,
+)
 from gm_jax.report.significance import deflated_sharpe
 from gm_jax.run import trials
 from gm_jax.run.baselines import baselines
@@ -127,19 +133,20 @@ def comparison(setup: Setup, ledgers: dict[str, Ledger]) -> dict[str, Any]:
     }
 
 
-def luck(team: Ledger, tried: Sequence[trials.Trial] | None, split: str) -> dict[str, Any]:
+def luck(team: Ledger, tried: Sequence[trials.Trial] | None, split: str | None) -> dict[str, Any]:
     """Return how many trials there were on these bars, and the Sharpe ratio's chance beside them.
 
     Args:
         team: ledger of the team on the split.
         tried: every trial on the same bars, this one too; None where that is not known.
-        split: its name.
+        split: its name; None where trials do not say what they came to on it.
     """
+    few = full_sessions(team.session) < MIN_SESSIONS
     returns = session_returns(session_closes(team.start_equity, team.curve, team.session))
     return {
         "n_trials": None if tried is None else max(1, len(tried)),
         "deflated_sharpe": None
-        if tried is None
+        if tried is None or split is None or few
         else deflated_sharpe(returns, trials.sharpes(tried, split)),
         "pbo": None,  # of sweeps
     }

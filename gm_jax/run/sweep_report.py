@@ -81,7 +81,7 @@ def _figures(
         return None
     deflated = (
         None
-        if tried is None
+        if tried is None or found["probabilistic_sharpe"] is None
         else deflated_sharpe(np.array(found["returns"]), trials.sharpes(tried, name))
     )
     return {key: found[key] for key in FIGURES} | {"deflated_sharpe": deflated}

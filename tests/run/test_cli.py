@@ -62,6 +62,8 @@ def test_evaluate_labels_what_is_in_sample(capsys, trained, split):
     assert status == 0
     assert result["split"] == (split or "test")
     assert result["in_sample"] == (split in ("train", "all"))
+    if result["in_sample"]:  # trials are counted there, but do not say what they came to
+        assert (result["n_trials"], result["deflated_sharpe"]) == (1, None)
     costs = result["commission"] + result["spread_cost"] + result["impact_cost"]
     assert result["net_pnl"] == pytest.approx(result["gross_pnl"] - costs)
     assert result["final_portfolio_value"] == pytest.approx(100_000 + result["net_pnl"])

@@ -11,13 +11,18 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gm_jax.errors import UserError
-from gm_jax.run import trials
+from gm_jax.report.metrics import summarise
+from gm_jax.run import sweep_report, trials
 from gm_jax.run.directory import WriteError
+from gm_jax.run.evaluation import luck
+from gm_jax.run.results import REPORTED
 from gm_jax.run.trials import Trial, beside, known, record, settings_digest, sharpes, trial
 from gm_jax.systems import SYSTEMS
+from tests.report.ledgers import of_returns
 
 
 SETTINGS = SYSTEMS["tactical"].settings
@@ -126,6 +131,36 @@ def test_digest_is_of_what_the_settings_say():
     )
 
 
+# what trials say of a report
+
+
+@pytest.mark.parametrize("sessions", [19, 20])
+def test_too_few_sessions_for_a_ratio_have_no_deflated_one(sessions):
+    """As `sharpe_ratio` and `probabilistic_sharpe`, in runs and in sweeps."""
+    returns = np.resize([0.01, -0.005, 0.002], sessions)
+    team, tried = of_returns(returns), [made("a"), made("b", sharpe={"validation": 0.2})]
+    figures = summarise(team, 1, interval=True)
+    member = {"data_sha256": "d", "failed": None, "selection_score": 1.0, "best_iteration": 1}
+    member["splits"] = {name: {**figures, "returns": returns.tolist()} for name in REPORTED}
+    row = {"member": 0, "setting": 0, "seed": 0, "settings": {}}
+    (swept,) = sweep_report.report([row], [member], {"d": tried})["members"]
+    for found in (
+        luck(team, tried, "validation"),
+        luck(team, [], "validation"),
+        swept["validation"],
+    ):
+        assert (found["deflated_sharpe"] is None) == (sessions < 20)
+    assert (figures["probabilistic_sharpe"] is None) == (sessions < 20)
+
+
+def test_what_trials_do_not_say_deflates_nothing():
+    """Nothing is kept of training bars: one trial there would be as if it were the only one."""
+    team = of_returns(np.resize([0.01, -0.005, 0.002], 40))
+    for tried in ([made("a")], [made("a"), made("b")]):
+        found = luck(team, tried, None)
+        assert (found["n_trials"], found["deflated_sharpe"]) == (len(tried), None)
+
+
 # power cuts and crowds
 
 
@@ -159,6 +194,8 @@ def test_blocks_of_zeros_that_a_power_cut_leaves(path):
 WRITER = """
 import sys
 from pathlib import Path
+from gm_jax.run.evaluation import luck
+from gm_jax.run.results import REPORTED
 from gm_jax.run.trials import Trial, record
 
 path, writer = Path(sys.argv[1]), sys.argv[2]
