@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from gm_jax import cli
 from gm_jax.run import results
+from gm_jax.systems import TACTICAL
+from tests.run.schema import BASELINES, REPORT
 
 
 TINY = [
@@ -76,6 +79,21 @@ def test_evaluation_agrees_with_the_one_at_the_end_of_training(capsys, trained):
     assert {k: now[k] for k in stored if k != "last"} == {
         k: v for k, v in stored.items() if k != "last"
     }
+
+
+def test_every_report_is_whole(capsys, trained):
+    _, out, _ = run(capsys, "evaluate", trained, "--json", "--split", "validation")
+    stored = json.loads((trained / "validation_results.json").read_text())["splits"]
+    assert set(stored) == {"validation", "test"}
+    for report in (json.loads(out), *stored.values()):
+        assert set(report) >= REPORT
+        assert set(report["baselines"]) >= BASELINES
+        assert set(report["targets"]) == {"reward"}
+        assert set(report["agent_contributions"]) == set(TACTICAL.agents)
+        assert len(report["episode_rewards"]) == report["bars"] // report["episode_bars"]
+        won = np.mean(np.array(report["episode_rewards"]) > 0)
+        assert report["win_rate_episodes"] == won
+        assert sum(found["bars"] for found in report["per_regime"].values()) == report["bars"]
 
 
 def test_ledger_has_a_row_per_bar(capsys, trained, tmp_path):

@@ -23,17 +23,9 @@ from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.setup import prepare, static_config
 from gm_jax.run.source import Source, load
 from gm_jax.systems import STRATEGIC, TACTICAL
+from tests.run.schema import BASELINES, REPORT
 
 
-REPORT = {
-    *("sharpe_ratio", "sharpe_ci95", "probabilistic_sharpe", "deflated_sharpe", "n_trials", "pbo"),
-    *("sortino_ratio", "calmar_ratio", "max_drawdown", "var_95", "cvar_95", "total_return"),
-    *("final_portfolio_value", "win_rate_episodes", "win_rate_trades", "profit_factor"),
-    *("turnover", "exposure", "gross_pnl", "commission", "spread_cost", "impact_cost"),
-    *("roll_cost", "net_pnl", "episode_rewards", "per_regime", "per_year", "baselines"),
-    *("agent_contributions", "oracle_sharpe", "oracle_share", "null_test", "targets"),
-}
-BASELINES = {"flat", "buy_and_hold", "random", "random_same_turnover", "sma_crossover"}
 TINY = [
     *("--set", "hidden_sizes=[16,16]", "--set", "layer_norm=1", "--set", "num_envs=8"),
     *("--set", "episode_length=100", "--set", "rollout_length=50", "--set", "num_minibatches=2"),
