@@ -20,7 +20,7 @@ from gm_jax.env import stances
 from gm_jax.env.ops import uniform
 from gm_jax.env.types import Array, Bounds, EnvParams, Order, State
 from gm_jax.market.calendar import SESSION_MINUTES
-from gm_jax.market.regimes import REGIME_WINDOW, REGIMES, unlabelled
+from gm_jax.market.regimes import REGIME_WINDOW, REGIMES, labelling, unlabelled
 
 
 AGENTS: tuple[str, ...] = ("strategic", "portfolio_manager", "regime_detector")
@@ -91,7 +91,7 @@ def random(bits: Array, bounds: Bounds, params: EnvParams) -> tuple[Array, Contr
 def signal_names(minutes: int) -> tuple[str, ...]:
     """Return what is read beside the observed, see `stances.VOLATILITY`, `RETURN`, `REGIME`."""
     length = VOLATILITY_SESSIONS * SESSION_MINUTES // minutes
-    return f"annual_volatility_{length}", "seasonal_return", f"regime_{REGIME_WINDOW[minutes]}"
+    return f"annual_volatility_{length}", "seasonal_return", labelling(minutes)
 
 
 def fit_law(signals: np.ndarray, train: tuple[int, int], minutes: int) -> stances.Law:

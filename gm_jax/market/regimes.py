@@ -32,6 +32,11 @@ def unlabelled(length: int, bars: int) -> int:
     return min(bars, label(Warmup(), length).bars)
 
 
+def labelling(minutes: int) -> str:
+    """Return the feature that labels bars of so many minutes in reports, pictures and rewards."""
+    return f"regime_{REGIME_WINDOW[minutes]}"
+
+
 def windows(names: Sequence[str]) -> dict[str, int]:
     """Return the window of each regime feature among some names, bars."""
     found = {name: parse(name) for name in names}

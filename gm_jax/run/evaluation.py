@@ -112,6 +112,7 @@ def account_report(setup: Setup, ledger: Ledger, span: tuple[int, int]) -> dict[
         "episode_rewards": rewards,
         "win_rate_episodes": float(np.mean(np.array(rewards) > 0)),
         "per_regime": by_regime(ledger, setup.regimes[slice(*span)], REGIMES),
+        "unlabelled_bars": setup.unlabelled(span),
         "per_year": by_year(ledger),
     }
 

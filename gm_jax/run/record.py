@@ -28,6 +28,7 @@ def model_config(setup: Setup, source: Source) -> dict[str, Any]:
     """Return everything needed to repeat the run or to use its networks."""
     bars, settings = setup.loaded.bars, setup.settings
     span = {name: setup.split[name] for name in ("train", "validation", "test")}
+    labels = [*settings.features, regimes.labelling(setup.system.minutes)]
     dates = {
         name: {
             "bars": [first, end],
@@ -48,7 +49,7 @@ def model_config(setup: Setup, source: Source) -> dict[str, Any]:
         "warmup_bars": setup.warmup,
         "unlabelled_bars": {
             name: regimes.unlabelled(length, len(bars))
-            for name, length in regimes.windows(settings.features).items()
+            for name, length in regimes.windows(labels).items()
         },
         "episode_length": setup.episode_length,
         "settings": settings.to_json(),

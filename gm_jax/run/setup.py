@@ -17,7 +17,7 @@ from gm_jax.mappo.types import Config, Hyper
 from gm_jax.mappo.validation import Segments
 from gm_jax.market import features, split
 from gm_jax.market.bars import Bars
-from gm_jax.market.regimes import REGIME_WINDOW
+from gm_jax.market.regimes import REGIME_WINDOW, labelling, unlabelled
 from gm_jax.market.split import Split
 from gm_jax.run import pace
 from gm_jax.run.source import Loaded
@@ -55,8 +55,13 @@ class Setup:
     @cached_property
     def regimes(self) -> np.ndarray:
         """The regime known at the close of each bar, [T] i64 index into REGIMES."""
-        name = f"regime_{REGIME_WINDOW[self.system.minutes]}"
+        name = labelling(self.system.minutes)
         return features.compute([name], self.loaded.bars)[:, 0].astype(np.int64)
+
+    def unlabelled(self, span: tuple[int, int]) -> int:
+        """Return how many bars of a span are NORMAL in `regimes` for want of earlier bars."""
+        known = unlabelled(REGIME_WINDOW[self.system.minutes], len(self.loaded.bars))
+        return max(0, min(known, span[1]) - span[0])
 
 
 def prepare(system: System, settings: Settings, loaded: Loaded) -> Setup:

@@ -94,6 +94,7 @@ def test_every_report_is_whole(capsys, trained):
         won = np.mean(np.array(report["episode_rewards"]) > 0)
         assert report["win_rate_episodes"] == won
         assert sum(found["bars"] for found in report["per_regime"].values()) == report["bars"]
+        assert 0 < report["unlabelled_bars"] <= report["per_regime"]["NORMAL"]["bars"]
 
 
 def test_ledger_has_a_row_per_bar(capsys, trained, tmp_path):

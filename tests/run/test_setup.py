@@ -10,6 +10,7 @@ import pytest
 from gm_jax.env import core
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
+from gm_jax.run import record
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import TACTICAL
@@ -53,6 +54,21 @@ def test_regimes_leave_a_short_file_trainable(shared_data):
     )
     assert (more.warmup, more.split) == (plain.warmup, plain.split)
     assert set(np.unique(more.market.features[:, 1])) <= {0, -1}
+
+
+@pytest.mark.parametrize("features", [("rsi_14",), ("rsi_14", "crisis_300")])
+def test_bars_without_a_regime_are_counted(features):
+    """Those that reports call NORMAL, whether the networks see a regime or none."""
+    setup = planted_setup(features=features)
+    counted = record.model_config(setup, Source(market="planted"))["unlabelled_bars"]
+    assert counted.pop("regime_5520") == 20 + 5_520
+    assert counted == ({"crisis_300": 320} if "crisis_300" in features else {})
+    assert not setup.regimes[: 20 + 5_520].any()
+    first, end = setup.split.test
+    assert first < 5_540 < end
+    assert setup.unlabelled(setup.split.test) == 5_540 - first
+    assert setup.unlabelled((5_600, end)) == 0
+    assert setup.unlabelled(setup.split.train) == np.diff(setup.split.train)
 
 
 def test_features_that_do_not_exist_are_explained():
