@@ -71,20 +71,22 @@ def evaluate(
         The report of the span and the ledgers by name, `team` first.
     """
     team = team_ledger(setup, networks, span)
+    ledgers = {"team": team, **rivals(setup, team, span, oracle)}
+    report = account_report(setup, team, span) | comparison(setup, ledgers)
+    report["agent_contributions"] = agent_contributions(setup, networks, span)
+    return report, ledgers
+
+
+def rivals(
+    setup: Setup, team: Ledger, span: tuple[int, int], oracle: policies.Bayes | None
+) -> dict[str, Ledger]:
+    """Backtest the baselines and, if there is one, the oracle on the span of a team's ledger."""
     run = partial(_run, setup, span)
-    ledgers = {
-        "team": team,
-        **baselines(setup, team, span),
-        "random": run(policies.random, jax.random.key(setup.settings.seed)),
-    }
+    ledgers = baselines(setup, team, span)
+    ledgers["random"] = run(policies.random, jax.random.key(setup.settings.seed))
     if oracle is not None:
         ledgers["oracle"] = run(policies.oracle, oracle)
-    report = account_report(setup, team, span) | comparison(setup, ledgers)
-    report |= {
-        "oracle_reason": None if oracle is not None else why_none(setup),
-        "agent_contributions": agent_contributions(setup, networks, span),
-    }
-    return report, ledgers
+    return ledgers
 
 
 def agent_contributions(
@@ -129,6 +131,7 @@ def comparison(setup: Setup, ledgers: dict[str, Ledger]) -> dict[str, Any]:
     return {
         "baselines": {k: v for k, v in reports.items() if k not in ("team", "oracle")},
         "oracle": reports.get("oracle"),
+        "oracle_reason": None if "oracle" in ledgers else why_none(setup),
         "oracle_sharpe": best_known,
         "oracle_share": mine / best_known if mine is not None and (best_known or 0) > 0 else None,
     }

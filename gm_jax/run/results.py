@@ -204,6 +204,9 @@ def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
         if before["asked"] == asked:
             return dict(before["report"])
     report, ledgers, borders = walk_forward(directory, setup)
+    team, name = ledgers["team"], f"{NAME}_{settings.walk_forward}"  # so many folds, those bars
+    tried = record_trial(directory, setup, {name: per_session(team)})
+    report |= evaluation.luck(team, tried, name)
     directory.write(path.name, {"asked": asked, "report": report})
     forget(directory, NAME)
     pictures.draw_walk_forward(directory, ledgers, borders)
@@ -253,13 +256,22 @@ def headline(report: dict[str, Any]) -> str:
     if report["oracle_sharpe"] is None:
         del sharpe["oracle"]
     costs = report["commission"] + report["spread_cost"] + report["impact_cost"]
-    closed = report["closed_early"]
     return (
         f"after-cost Sharpe: {', '.join(f'{k} {number(v)}' for k, v in sharpe.items())}; "
         f"drawdown {report['max_drawdown']:.1%}, net P&L {report['net_pnl']:,.0f} USD of which "
         f"costs {costs:,.0f}"
-        + (f"; closed early by {closed['reason']}" if closed else "")
+        + _closed_early(report)
         + ("; in-sample" if report.get("in_sample") else "")
+    )
+
+
+def _closed_early(report: dict[str, Any]) -> str:
+    """Say why the account was closed early, or those of some folds of a walk-forward."""
+    folds = {f"fold {i} ": fold for i, fold in enumerate(report.get("folds", ()), 1)}
+    return "".join(
+        f"; {name}closed early by {account['closed_early']['reason']}"
+        for name, account in (folds or {"": report}).items()
+        if account["closed_early"]
     )
 
 

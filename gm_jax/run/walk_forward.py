@@ -8,6 +8,7 @@ begins flat with the equity that the last one left, and its limits count from th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,10 +23,11 @@ from gm_jax.market.data_report import iso
 from gm_jax.market.split import Split
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import summarise
-from gm_jax.run import baselines, mandate
+from gm_jax.run import mandate
 from gm_jax.run.directory import RunDirectory
-from gm_jax.run.evaluation import account_report, comparison, team_ledger
+from gm_jax.run.evaluation import account_report, comparison, rivals, targets, team_ledger
 from gm_jax.run.members import train_members
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.setup import MAX_SEGMENTS, Setup, fold_parts, hyper, static_config
 
 
@@ -37,8 +39,9 @@ def walk_forward(
 ) -> tuple[dict[str, Any], dict[str, Ledger], list[int]]:
     """Train and test every fold; return report, ledgers by name and starts of the tests (ns).
 
-    Each fold's team is a new one, with drawdown and ruin limits of its own; a baseline is one
-    account throughout. The states of the folds are kept until `members.forget`.
+    Each fold's team is a new one, with drawdown and ruin limits of its own; a baseline or the
+    oracle, fitted on the first fold's training, is one account throughout. The states of the folds
+    are kept until `members.forget`.
 
     Args:
         directory: of the run.
@@ -58,22 +61,32 @@ def walk_forward(
             equity = pieces[-1].final_equity
     spans = [fold.split.test for fold in folds]
     joined, whole = Ledger.join(pieces), (spans[0][0], spans[-1][1])
-    ledgers = {"team": joined, **baselines.baselines(setup, joined, whole)}
-    most, bars, strategic = setup.settings.max_contracts, setup.loaded.bars, setup.loaded.strategic
+    ledgers = {"team": joined, **rivals(setup, joined, whole, fit_oracle(folds[0]))}
+    report = _report(setup, folds, pieces, ledgers)
+    return report, ledgers, [int(setup.loaded.bars.time[first]) for first, _ in spans]
+
+
+def _report(
+    setup: Setup, folds: Sequence[Setup], pieces: Sequence[Ledger], ledgers: dict[str, Ledger]
+) -> dict[str, Any]:
+    """Return what each fold came to, and all of them as one account beside its rivals."""
+    settings, bars, strategic = setup.settings, setup.loaded.bars, setup.loaded.strategic
+    whole = (folds[0].split.test[0], folds[-1].split.test[1])
     report = {
         "folds": [
             {
                 **_dates(fold),
-                **summarise(piece, most),
+                **summarise(piece, settings.max_contracts),
                 "in_sample": mandate.seen(strategic, bars, fold.split.test),
             }
             for fold, piece in zip(folds, pieces, strict=True)
         ],
         "in_sample": mandate.seen(strategic, bars, whole),
-        **account_report(setup, joined, whole),
+        **account_report(setup, ledgers["team"], whole),
         **comparison(setup, ledgers),
     }
-    return report, ledgers, [int(setup.loaded.bars.time[first]) for first, _ in spans]
+    # no fold trains longer than that, whichever of its networks validation chose
+    return report | {"targets": targets(setup, report, NAME, settings.num_episodes)}
 
 
 def fold_setups(setup: Setup) -> list[Setup]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gm_jax.run import evaluate, evaluation, results, training
+from gm_jax.run import evaluate, evaluation, results, training, walk_forward
 
 
 def report_of_the_team_alone(set_attribute: Callable[..., None], drawn: bool = False) -> None:
@@ -16,7 +16,7 @@ def report_of_the_team_alone(set_attribute: Callable[..., None], drawn: bool = F
     """
     set_attribute(training, "_export", lambda run: None)
     set_attribute(evaluation, "contributions", lambda *_: {})
-    for module in (results, evaluate):
+    for module in (results, evaluate, walk_forward):
         set_attribute(module, "fit_oracle", lambda setup: None)
     if not drawn:
         for name in ("draw", "draw_returns"):

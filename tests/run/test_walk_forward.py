@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 
 from gm_jax import cli, config
+from gm_jax.env import direct
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
 from gm_jax.market import features, split
 from gm_jax.report import policies
 from gm_jax.report.backtest import backtest
 from gm_jax.run import members as run_members
-from gm_jax.run import pace, training, walk_forward
+from gm_jax.run import pace, results, training, walk_forward
 from gm_jax.run.directory import RunDirectory
 from gm_jax.run.evaluation import team_policy
 from gm_jax.run.members import StoppedEarlyError, train_members
+from gm_jax.run.oracles import fit_oracle
 from gm_jax.run.setup import MAX_SEGMENTS, prepare
 from gm_jax.run.source import Source, load
 from gm_jax.run.walk_forward import fold_setups
@@ -28,10 +31,13 @@ from gm_jax.systems import STRATEGIC, TACTICAL
 from tests.env.test_no_lookahead import scrambled
 from tests.mappo.problems import SMALL, planted_setup
 from tests.mappo.test_members import BUSY, compile_once, compiled_in_haste, launches
+from tests.run.schema import BASELINES, REPORT
 from tests.run.test_training import TINY
 
 
 FOLDS = 3
+OF_ONE_TEAM = {"agent_contributions", "null_test"}
+CHANCE = {"n_trials", "deflated_sharpe", "pbo"}
 FITTED = ("starts", "num_starts", "mean", "scale")
 
 
@@ -190,15 +196,58 @@ def test_report_says_what_was_tested_when(walked):
     assert report["bars"] == end - first == sum(fold["bars"] for fold in report["folds"])
     assert report["sessions"] == sum(fold["sessions"] for fold in report["folds"])
     # baselines run through the whole as one account
-    for name in ("buy_and_hold", "flat", "random_same_turnover"):
+    for name in ("buy_and_hold", "flat", "random_same_turnover", "random"):
         assert len(ledgers[name].time) == end - first
         assert ledgers[name].start_equity == ledgers["team"].start_equity
     world = (setup.loaded.bars, (first, end), setup.market, setup.params)
     plan = np.full(len(setup.loaded.bars), int(ledgers["buy_and_hold"].position[1]), np.int32)
-    held = backtest(policies.planned, plan, *world, walk_forward.baselines.direct)
+    held = backtest(policies.planned, plan, *world, direct)
     assert report["baselines"]["buy_and_hold"]["net_pnl"] == pytest.approx(
         (held.final_equity - held.start_equity) / 100
     )
+
+
+def test_report_has_what_a_split_has(walked):
+    """But for what one team alone has, and what the trials file says: that is looked at below."""
+    setup, _, report, _, _ = walked
+    assert set(report) >= REPORT - OF_ONE_TEAM - CHANCE
+    assert set(report["baselines"]) >= BASELINES
+    aim = report["targets"]["reward"]
+    assert (aim["split"], aim["iterations"]) == ("walk_forward", setup.settings.num_episodes)
+    assert aim["value"] == np.mean(report["episode_rewards"])
+    # the first fold is too short for one
+    assert report["oracle_sharpe"] is None
+    assert report["oracle_reason"].startswith("the training split is too short")
+
+
+def test_oracle_is_fitted_before_all_tests(monkeypatch, tmp_path):
+    """One account beside the joined one; the teams are untrained here."""
+    setup = strategic()
+    folds = fold_setups(setup)
+    networks = [
+        learner.init_state(jax.random.key(i), fold.market, fold.params, fold.config).networks
+        for i, fold in enumerate(folds)
+    ]
+    networks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    trained = SimpleNamespace(setups=folds, networks=networks)
+    monkeypatch.setattr(walk_forward, "train_members", lambda *_: [trained])
+    report, ledgers, _ = walk_forward.walk_forward(RunDirectory(tmp_path), setup)
+    whole = (folds[0].split.test[0], len(setup.loaded.bars))
+    world = (setup.loaded.bars, whole, setup.market, setup.params, setup.system.team)
+    known = backtest(policies.oracle, fit_oracle(folds[0]), *world)
+    np.testing.assert_array_equal(ledgers["oracle"].equity, known.equity)
+    assert report["oracle_reason"] is None
+    assert report["oracle_sharpe"] > 0
+    assert set(report["targets"]) == {"sharpe_ratio", "max_drawdown"}
+
+
+def test_a_fold_that_was_closed_early_is_named(walked):
+    """The joined account goes on, and is not closed."""
+    report = dict(walked[2])
+    assert "closed early" not in results.headline(report)
+    report["folds"] = [dict(fold) for fold in report["folds"]]
+    report["folds"][1]["closed_early"] = {"reason": "ruin", "time": "2024-01-01T00:00:00Z"}
+    assert results.headline(report).endswith("; fold 2 closed early by ruin")
 
 
 def test_interrupted_folds_are_not_trained_again(walked, tmp_path, monkeypatch):
@@ -274,7 +323,12 @@ def test_folds_are_added_to_a_finished_run(tmp_path, monkeypatch, capsys):
         assert len(count) == 8
         found = json.loads((out / "validation_results.json").read_text())
         assert found["splits"] == {"test": "as it was"}
-        assert len(found["walk_forward"]["folds"]) == FOLDS
+        report = found["walk_forward"]
+        assert len(report["folds"]) == FOLDS
+        assert set(report) >= REPORT - OF_ONE_TEAM
+        assert report["n_trials"] == 1
+        (line,) = (tmp_path / "trials.jsonl").read_text().splitlines()
+        assert set(json.loads(line)["sharpe"]) == {f"walk_forward_{FOLDS}"}
         assert (out / "plots" / "walk_forward.png").stat().st_size > 1_000
         assert "walk-forward  after-cost Sharpe" in capsys.readouterr().err
         assert not (out / walk_forward.NAME).exists()
