@@ -95,11 +95,12 @@ def env_only(key: Array, market: Market, params: EnvParams, config: Config) -> A
     def body(carry: Any, key: Array) -> tuple[Any, None]:
         env, total = carry
         obs = observe(env)
-        bits = jax.random.bits(key, (*obs.mask.shape[:2],), dtype=jnp.uint32)
-        env, outcome = advance(env, jax.vmap(draw)(bits, obs.mask))
+        agents = obs.mask.shape[1]
+        bits = jax.random.bits(key, (config.num_envs, agents + core.reset_bits(team)), jnp.uint32)
+        env, outcome = advance(env, jax.vmap(draw)(bits[:, :agents], obs.mask))
         done = outcome.terminated | outcome.truncated
         total += obs.obs.sum() + obs.global_obs.sum() + outcome.reward.sum()
-        return (auto_reset(key, env, done, market, params, config), total), None
+        return (auto_reset(bits[:, agents:], env, done, market, params, team), total), None
 
     start = core.reset_many(key, config.num_envs, market, params, team)
     keys = jax.random.split(key, ENV_STEPS)

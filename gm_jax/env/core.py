@@ -33,17 +33,22 @@ def reset(key: Array, market: Market, params: EnvParams, team: Team) -> State:
     With `random_start` position and controls come from the whole legal range, so that a long
     backtest meets nothing new; a position so drawn was had at the close, free of charge.
     """
-    return _begun(jax.random.bits(key, (1 + team.RANDOM_BITS,), jnp.uint32), market, params, team)
+    return begin(jax.random.bits(key, (reset_bits(team),), jnp.uint32), market, params, team)
 
 
 def reset_many(key: Array, count: int, market: Market, params: EnvParams, team: Team) -> State:
     """Return `count` independent windows, leaves [count, …]."""
-    bits = jax.random.bits(key, (count, 1 + team.RANDOM_BITS), jnp.uint32)  # one key: quicker
-    return jax.vmap(lambda own: _begun(own, market, params, team))(bits)
+    bits = jax.random.bits(key, (count, reset_bits(team)), jnp.uint32)  # one key: quicker
+    return jax.vmap(lambda own: begin(own, market, params, team))(bits)
 
 
-def _begun(bits: Array, market: Market, params: EnvParams, team: Team) -> State:
-    """Return the window that random bits [1 + RANDOM_BITS] u32 choose."""
+def reset_bits(team: Team) -> int:
+    """Return how many random 32-bit words choose the start of a window."""
+    return 1 + team.RANDOM_BITS
+
+
+def begin(bits: Array, market: Market, params: EnvParams, team: Team) -> State:
+    """Return the start of the window that `bits`, [reset_bits] u32, choose."""
     window = (bits[0] % market.num_starts.astype(jnp.uint32)).astype(jnp.int32)
     fresh = start(market.starts[window], params, team)
     price, atr = market.bars[fresh.t, CLOSE], market.atr[fresh.t]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gm_jax.env import core
 from gm_jax.env.ops import select
+from gm_jax.env.team import Team
 from gm_jax.env.types import Array, EnvParams, Market, Observation, State
 from gm_jax.mappo import networks
 from gm_jax.mappo.sharding import over_devices
@@ -21,11 +22,34 @@ def critic_input(obs: Observation, config: Config) -> Array:
 
 
 def auto_reset(
-    key: Array, state: State, done: Array, market: Market, params: EnvParams, config: Config
+    bits: Array, state: State, done: Array, market: Market, params: EnvParams, team: Team
 ) -> State:
-    """Return the states, those that are done replaced by the start of a new window."""
-    fresh = core.reset_many(key, config.num_envs, market, params, config.system.team)
+    """Return the states, those that are done replaced by the start of a new window.
+
+    Args:
+        bits: [N, core.reset_bits] u32, which choose the windows.
+        state: leaves [N].
+        done: [N] bool.
+        market: the bars.
+        params: of the environment.
+        team: whose environment it is.
+    """
+    fresh = jax.vmap(partial(core.begin, market=market, params=params, team=team))(bits)
     return jax.vmap(select)(done, fresh, state)
+
+
+def chances(key: Array, config: Config) -> tuple[Array, Array]:
+    """Return all that is random in one step of every environment.
+
+    Returns:
+        Gumbel noise, [N, A, K] f32: the largest logit with noise added is a draw from the policy.
+        Bits that choose new windows, [N, core.reset_bits] u32.
+    """
+    action_key, reset_key = jax.random.split(key)
+    system, count = config.system, config.num_envs
+    noise = jax.random.gumbel(action_key, (count, len(system.agents), len(system.actions)))
+    bits = jax.random.bits(reset_key, (count, core.reset_bits(system.team)), jnp.uint32)
+    return over_devices((noise, bits), config)
 
 
 def collect(
@@ -41,12 +65,13 @@ def collect(
     advance = jax.vmap(partial(core.step, market=market, params=params, team=team))
     actor = networks.in_product_type(config, state.networks.actor)
 
-    def step(carry: tuple[State, Totals], key: Array) -> tuple[tuple[State, Totals], Transition]:
-        env, totals = carry
-        action_key, reset_key = jax.random.split(key)
+    def step(
+        carry: tuple[State, Totals], chance: tuple[Array, Array]
+    ) -> tuple[tuple[State, Totals], Transition]:
+        (env, totals), (noise, bits) = carry, chance
         obs = observe(env)
         logits = networks.masked_logits(config, actor, obs.obs, obs.mask)
-        action = jax.random.categorical(action_key, logits).astype(jnp.int32)
+        action = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
         log_prob, _ = networks.log_probs(logits, action)
         after, outcome = advance(env, action)
         done = outcome.terminated | outcome.truncated
@@ -62,7 +87,7 @@ def collect(
             truncated=outcome.truncated,
         )
         came = Totals(outcome.terms, outcome.fill.cost)
-        following = auto_reset(reset_key, after, done, market, params, config)
+        following = auto_reset(bits, after, done, market, params, team)
         carry = (following, jax.tree.map(jnp.add, totals, came))
         return over_devices(carry, config), transition
 
@@ -70,5 +95,6 @@ def collect(
     terms = dict.fromkeys(("equity", *team.TERMS), nothing.astype(jnp.float32))
     start = (state.env, Totals(terms, nothing))
     keys = jax.random.split(key, config.rollout_length)
-    (env, totals), transitions = jax.lax.scan(step, start, keys)
+    drawn = jax.vmap(partial(chances, config=config))(keys)  # at once: no kernels for it in a step
+    (env, totals), transitions = jax.lax.scan(step, start, drawn)
     return env, transitions, totals

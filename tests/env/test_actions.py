@@ -6,7 +6,6 @@ MNQ: a tick is 50 cents, commission 75 cents, half the spread 25 cents a tick; l
 
 import itertools
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,6 @@ from gm_jax.env.types import (
 )
 from gm_jax.mappo.rollout import auto_reset
 from gm_jax.settings import Settings
-from gm_jax.systems import TACTICAL
 from tests.env import replay, worlds
 from tests.env.worlds import NORMAL, PRICE, by_hand
 
@@ -495,12 +493,11 @@ def test_the_windows_last_step_truncates(played, ended):
 def test_only_auto_reset_starts_a_new_window():
     """Those that are done start afresh, the others keep every bit."""
     env = params()
-    config = SimpleNamespace(num_envs=4, system=TACTICAL)
     used = state(env, 3, 4, 5, t=6, steps=6, equity=9_000_000, halted=True, closed=DRAWDOWN)
     batch = jax.tree.map(lambda x: jnp.stack([x] * 4), used)
     done = jnp.array([True, False, True, False])
-    reset = jax.jit(partial(auto_reset, config=config))
-    after = reset(jax.random.key(0), batch, done, by_hand(), env)
+    bits = jax.random.bits(jax.random.key(0), (4, core.reset_bits(tactical)), jnp.uint32)
+    after = jax.jit(partial(auto_reset, team=tactical))(bits, batch, done, by_hand(), env)
     at = lambda i: jax.device_get(jax.tree.map(lambda x: x[i], after))  # noqa: E731
     for i in (1, 3):
         jax.tree.map(np.testing.assert_array_equal, at(i), jax.device_get(used))
