@@ -251,13 +251,14 @@ def test_percentiles_of_decisions():
     }
 
 
-def test_measured_iterations_do_not_validate_more_than_a_run_does():
+def test_measured_iterations_do_not_validate():
+    """Short windows would validate more often than those of a run do."""
     setup = measure.endless(TACTICAL, TACTICAL.settings.replace(**TINY, num_episodes=1))
     arguments = (setup.market, setup.params, setup.hyper, setup.segments)
     state = learner.init_state(jax.random.key(0), setup.market, setup.params, setup.config)
     state, rows = learner.train(state, jnp.int32(11), *arguments, config=setup.config)
-    validated = np.isfinite(np.asarray(rows["selection_score"][:11]))
-    assert list(np.flatnonzero(validated)) == [9]  # every tenth, not every one past the first
+    assert np.isnan(rows["selection_score"][:11]).all()
+    assert (rows["entropy"][:11] > 0).all()
 
 
 def test_comparison_says_what_is_missing(capsys, monkeypatch, tmp_path):

@@ -80,9 +80,10 @@ def bench(
 
 
 def endless(system: System, settings: Settings) -> Setup:
-    """Prepare a run whose plan has no end."""
+    """Prepare a run whose plan has no end, and that does not validate."""
     setup = prepare(system, settings, load(Source(market="planted"), settings, system.minutes))
-    hyper = setup.hyper.replace(num_updates=jnp.float32(ENDLESS))
+    never = jnp.iinfo(jnp.int32).max
+    hyper = setup.hyper.replace(num_updates=jnp.float32(ENDLESS), validate_every=jnp.int32(never))
     return dataclasses.replace(setup, hyper=hyper)
 
 

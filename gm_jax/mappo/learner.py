@@ -250,13 +250,9 @@ def learn(
     def minibatch(carry: Any, part: Batch) -> tuple[Any, Metrics]:
         state, stopped = carry
         nets = state.networks
-        actor_grad, actor_metrics = jax.grad(loss.actor_loss, has_aux=True)(
-            nets.actor, part, ent_coef, hyper, config
-        )
-        critic_grad, critic_metrics = jax.grad(loss.critic_loss, has_aux=True)(
-            nets.critic, part, hyper, config
-        )
-        stopped = stopped | (actor_metrics["approx_kl"] > hyper.target_kl)
+        (actor_grad, critic_grad), rows = gradients(nets, part, ent_coef, hyper, config)
+        metrics = loss.metrics_of(rows, part, hyper)
+        stopped = stopped | (metrics["approx_kl"] > hyper.target_kl)
         actor, actor_opt = _adam(
             actor_grad, state.actor_opt, nets.actor, hyper.lr_actor * anneal, hyper
         )
@@ -269,8 +265,7 @@ def learn(
             actor_opt=keep(stopped, state.actor_opt, actor_opt),
             critic_opt=critic_opt,
         )
-        metrics = {**actor_metrics, **critic_metrics, "stopped": stopped.astype(jnp.float32)}
-        return (state, stopped), metrics
+        return (state, stopped), metrics | {"stopped": stopped.astype(jnp.float32)}
 
     def epoch(carry: Any, key: Array) -> tuple[Any, Metrics]:
         parts = shuffled(key, steps, config)
@@ -282,6 +277,37 @@ def learn(
     first = metrics["ratio_error"][0, 0]
     metrics = jax.tree.map(lambda x: x.mean((0, 1)), metrics)
     return state, metrics | {"ratio_error": first}
+
+
+def gradients(
+    nets: Networks, batch: Batch, ent_coef: Array, hyper: Hyper, config: Config
+) -> tuple[tuple[Any, Any], loss.Rows]:
+    """Return the gradients of actors and critics, and the rows of their losses.
+
+    The losses are means over rows, so the mean of equal micro-batches' gradients is the gradient:
+    what they need at a time fits a processor's cache.
+    """
+
+    def of(part: Batch) -> tuple[tuple[Any, Any], loss.Rows]:
+        actor, acted = jax.grad(loss.actor_loss, has_aux=True)(
+            nets.actor, part, ent_coef, hyper, config
+        )
+        critic, judged = jax.grad(loss.critic_loss, has_aux=True)(nets.critic, part, hyper, config)
+        return (actor, critic), acted | judged
+
+    count = config.micro_batches
+    if count == 1:
+        return of(batch)
+
+    def add(total: Any, part: Batch) -> tuple[Any, loss.Rows]:
+        grads, rows = of(part)
+        return jax.tree.map(jnp.add, total, grads), rows
+
+    nothing = jax.tree.map(jnp.zeros_like, (nets.actor, nets.critic))
+    parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+    total, rows = jax.lax.scan(add, nothing, parts)
+    grads = jax.tree.map(lambda x: x / count, total)
+    return grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
 def shuffled(key: Array, steps: int, config: Config) -> Array:

@@ -35,6 +35,7 @@ class Config:
     initial_neutral: float  # first probability of neutral actions, all being legal
     huber: bool
     interval: int  # most iterations one call of the program runs
+    micro_rows: int  # most rows of a minibatch that one device takes gradients of at a time
     mesh: Mesh | None = None  # the devices that share the environments; None: one has all
 
     @property
@@ -42,6 +43,16 @@ class Config:
         """The most groups of environments whose steps divide into minibatches evenly."""
         size = self.num_minibatches // math.gcd(self.num_minibatches, self.rollout_length)
         return self.num_envs // size
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many equal parts a minibatch falls whose gradients are added up."""
+        rows = self.num_envs * self.rollout_length // self.num_minibatches
+        if self.mesh is not None or rows <= self.micro_rows:
+            return 1
+        counts = (n for n in range(2, rows + 1) if rows % n == 0 and rows // n <= self.micro_rows)
+        count = next(counts)
+        return count if 4 * rows // count >= self.micro_rows else 1  # too small a part is slower
 
 
 class Hyper(struct.PyTreeNode):

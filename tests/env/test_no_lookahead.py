@@ -22,7 +22,7 @@ from gm_jax.systems import SYSTEMS, System
 from tests.mappo.problems import SMALL
 
 
-CHANGES = 40
+CHANGES = 100
 STEPS = 400
 CHANGED = {
     "tactical": {"market_bars": 3_000},

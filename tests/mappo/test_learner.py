@@ -261,6 +261,33 @@ def test_agents_past_the_target_kl_stop_alone():
     assert moved(state.networks) < moved(free.networks) / 2
 
 
+@pytest.mark.parametrize("critic", ["central", "local"])
+def test_micro_batches_change_an_update_by_no_more_than_rounding(critic):
+    setup = planted_setup(critic=critic)
+    assert setup.config.micro_batches == 1  # 200 rows are few
+    parted = dataclasses.replace(
+        setup, config=dataclasses.replace(setup.config, micro_rows=60, num_rollouts=1)
+    )
+    assert parted.config.micro_batches == 4
+    whole = dataclasses.replace(setup, config=dataclasses.replace(setup.config, num_rollouts=1))
+    (state, metrics), (wanted, expected) = run(parted), run(whole)
+    for a, b in zip(jax.tree.leaves(state.networks), jax.tree.leaves(wanted.networks), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert metrics.keys() == expected.keys()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), metrics, expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"), [(500, 1), (501, 3), (2_000, 4), (16_000, 32), (1_009, 1), (998, 2)]
+)
+def test_a_minibatch_falls_into_equal_micro_batches_that_are_not_tiny(rows, count):
+    """1,009 is a prime: rows one by one would be slow."""
+    config = dataclasses.replace(
+        planted_setup().config, num_envs=rows, rollout_length=2, num_minibatches=2, micro_rows=500
+    )
+    assert config.micro_batches == count
+
+
 def test_value_norm_has_the_moments_of_its_returns():
     rng = np.random.default_rng(0)
     norm = value_norm.init(3)
