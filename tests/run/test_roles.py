@@ -25,6 +25,7 @@ from gm_jax.systems import TACTICAL
 MADE = {"num_episodes": 40, "ent_coef": 0.01, "split": (0.6, 0.1, 0.3)}
 # world -> agent it is made for, figure that agent moves, seed, settings
 WORLDS = {
+    "planted": ("tactical", "sharpe_ratio", 0, {}),
     "risk_only": ("risk", "sharpe_ratio", 1, {}),
     "execution_only": (
         "execution",
