@@ -17,14 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
+from jax.stages import Compiled
 from run import README, replaced
 
 from gm_jax.batch_trials import program_bytes
-from gm_jax.bench import hlo
+from gm_jax.bench import hlo, programs
 from gm_jax.mappo.sharding import AXIS
 from gm_jax.run import launch
-from gm_jax.run.setup import prepare
+from gm_jax.run.setup import Setup, prepare
 from gm_jax.run.source import Source, load
 from gm_jax.systems import SYSTEMS
 
@@ -62,6 +63,7 @@ NOTHING = {  # what runs on the host or not at all
     *("parameter", "get-tuple-element", "tuple", "constant", "bitcast", "after-all"),
     *("while", "conditional", "partition-id"),
 }
+OPTIONS = {"xla_gpu_autotune_level": 0}
 COLLECTIVES = ("all-", "collective-", "reduce-scatter")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
@@ -76,65 +78,87 @@ class Kernels(NamedTuple):
     crossing_minibatch: int
 
 
-def compiled(system: str, precision: str, devices: list[Any]) -> tuple[Kernels, int]:
-    """Compile the default networks' training; return its kernels, and its bytes a device."""
-    recipe = SYSTEMS[system]
-    settings = recipe.settings.replace(
-        num_envs=NUM_ENVS * len(devices), precision=precision, rollout_length=ROLLOUT,
-        episode_length=ROLLOUT, num_minibatches=4, market_bars=20_000,
-    )  # fmt: skip
-    source = load(Source(market="planted"), settings, recipe.minutes)
-    lowered = launch.lower(prepare(recipe, settings, source), Mesh(np.array(devices), (AXIS,)))
-    program = lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
-    return counted(program.as_text()), program_bytes(program)
+class Loops:
+    """The kernels of a compiled program, loop by loop."""
 
+    def __init__(self, program: Compiled) -> None:
+        self._computations, self.entry = hlo.parse(program.as_text())
 
-def counted(text: str) -> Kernels:
-    """Count the kernels of the loops in a program's text.
-
-    Args:
-        text: of a compiled training with one rollout an iteration.
-    """
-    computations, entry = hlo.parse(text)
-
-    def loops(name: str) -> list[tuple[str, int]]:
+    def inside(self, name: str) -> list[tuple[str, int]]:
         """Return the bodies of a computation's loops, and how often they run."""
-        lines = [line.rest for line in computations[name] if line.operation == "while"]
+        lines = [line.rest for line in self._computations[name] if line.operation == "while"]
         trips = [_TRIPS.search(rest) for rest in lines]
         bodies = [re.findall(r"body=%?([\w.-]+)", rest)[0] for rest in lines]
         return [(b, int(t[1]) if t else 1) for b, t in zip(bodies, trips, strict=True)]
 
-    def own(name: str) -> list[str]:
-        operations = [line.operation for line in computations[name]]
+    def kernels(self, name: str) -> list[str]:
+        """Return what a computation runs itself, outside of its loops."""
+        operations = [line.operation for line in self._computations[name]]
         return [x for x in operations if x not in NOTHING and not x.endswith("-done")]
 
-    def whole(name: str) -> int:
-        return len(own(name)) + sum(trips * whole(body) for body, trips in loops(name))
+    def whole(self, name: str) -> int:
+        """Return how many kernels a computation runs, its loops included."""
+        inner = sum(trips * self.whole(body) for body, trips in self.inside(name))
+        return len(self.kernels(name)) + inner
 
-    def crossing(name: str) -> int:
-        return sum(x.startswith(COLLECTIVES) for x in own(name))
-
-    ((iteration, _),) = loops(entry)
-    (rollout,) = [body for body, trips in loops(iteration) if trips == ROLLOUT]
-    ((minibatch, _),) = [inner for body, _ in loops(iteration) for inner in loops(body)]
-    numbers = len(own(rollout)), len(own(minibatch)), whole(iteration)
-    return Kernels(*numbers, crossing(rollout), crossing(minibatch))
+    def crossing(self, name: str) -> int:
+        """Return how many kernels of a computation, outside of its loops, cross devices."""
+        return sum(x.startswith(COLLECTIVES) for x in self.kernels(name))
 
 
-def table(found: dict[str, tuple[Kernels, int, Kernels]]) -> str:
+def prepared(system: str, precision: str, num_envs: int) -> Setup:
+    """Return a run of the default networks with one rollout an iteration."""
+    recipe = SYSTEMS[system]
+    settings = recipe.settings.replace(
+        num_envs=num_envs, precision=precision, rollout_length=ROLLOUT, episode_length=ROLLOUT,
+        num_minibatches=4, market_bars=20_000,
+    )  # fmt: skip
+    return prepare(recipe, settings, load(Source(market="planted"), settings, recipe.minutes))
+
+
+def training(system: str, precision: str, devices: list[Any]) -> tuple[Kernels, int]:
+    """Compile training; return its kernels, and its bytes a device."""
+    setup = prepared(system, precision, NUM_ENVS * len(devices))
+    program = launch.lower(setup, Mesh(np.array(devices), (AXIS,))).compile(OPTIONS)
+    loops = Loops(program)
+    ((iteration, _),) = loops.inside(loops.entry)
+    (rollout,) = [body for body, trips in loops.inside(iteration) if trips == ROLLOUT]
+    epochs = loops.inside(iteration)
+    ((minibatch, _),) = [inner for body, _ in epochs for inner in loops.inside(body)]
+    numbers = (len(loops.kernels(x)) for x in (rollout, minibatch))
+    crossing = (loops.crossing(x) for x in (rollout, minibatch))
+    return Kernels(*numbers, loops.whole(iteration), *crossing), program_bytes(program)
+
+
+def environment_step(system: str, device: Any) -> int:
+    """Compile the environment alone; return the kernels of a step."""
+    setup = prepared(system, "float32", NUM_ENVS)
+    place = SingleDeviceSharding(device)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        (jax.random.key(0), setup.market, setup.params),
+    )
+    loops = Loops(programs.env_only.lower(*arguments, setup.config).compile(OPTIONS))
+    (step,) = [body for body, trips in loops.inside(loops.entry) if trips == programs.ENV_STEPS]
+    return loops.whole(step)
+
+
+def table(found: dict[str, tuple[Kernels, int, Kernels]], alone: dict[str, int]) -> str:
     """Return what devices run as Markdown.
 
     Args:
         found: by name, the kernels of one device, its bytes, the kernels of each of eight.
+        alone: by system, the kernels of a step of the environment alone.
     """
     lines = [
-        f"| {NUM_ENVS:,} environments a device | kernels a rollout step | kernels a minibatch "
-        "| kernels an update | program MiB "
+        f"| {NUM_ENVS:,} environments a device | kernels an environment-only step "
+        "| kernels a rollout step | kernels a minibatch | kernels an update | program MiB "
         "| collectives a rollout step and a minibatch, 8 devices |",
-        "|---" * 6 + "|",
+        "|---" * 7 + "|",
     ]
     for name, (one, size, eight) in found.items():
-        counts = f"{one.step} | {one.minibatch} | {one.update:,} | {size / 2**20:,.0f}"
+        only = alone[name.partition(",")[0]]
+        counts = f"{only} | {one.step} | {one.minibatch} | {one.update:,} | {size / 2**20:,.0f}"
         crossing = f"{eight.crossing_step} and {eight.crossing_minibatch}"
         lines.append(f"| {name} | {counts} | {crossing} |")
     return "\n".join(lines)
@@ -154,15 +178,17 @@ def eight_h200() -> list[Any]:
 
 def main() -> None:
     """Write the table."""
-    devices, found = eight_h200(), {}
+    devices, found, alone = eight_h200(), {}, {}
     for system in SYSTEMS:
+        alone[system] = environment_step(system, devices[0])
+        print(f"{system}, environment alone: {alone[system]}", flush=True)
         for precision in ("float32", "bfloat16"):
-            one, size = compiled(system, precision, devices[:1])
-            eight, _ = compiled(system, precision, devices)
+            one, size = training(system, precision, devices[:1])
+            eight, _ = training(system, precision, devices)
             found[f"{system}, {precision}"] = one, size, eight
             print(f"{system}, {precision}: {one}, {size:,} bytes; 8 devices: {eight}", flush=True)
     text = README.read_text(encoding="utf-8")
-    README.write_text(replaced(text, "kernels", table(found)), encoding="utf-8")
+    README.write_text(replaced(text, "kernels", table(found, alone)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ them.
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -50,6 +52,7 @@ def work_of(system: str, precision: str) -> Work:
     )
     source = load(Source(market="planted"), settings, recipe.minutes)
     setup = prepare(recipe, settings, source)
+    setup = replace(setup, config=replace(setup.config, micro_rows=sys.maxsize))  # as on a GPU
     found = hlo.work(launch.lower(setup).as_text(dialect="hlo"))
     networks = learner.abstract_state(setup.market, setup.params, setup.config).networks
     parameters = sum(x.size for x in jax.tree.leaves((networks.actor, networks.critic)))
