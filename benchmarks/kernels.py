@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
-from jax.stages import Compiled
 from run import README, replaced
 
 from gm_jax.batch_trials import program_bytes
@@ -81,8 +80,8 @@ class Kernels(NamedTuple):
 class Loops:
     """The kernels of a compiled program, loop by loop."""
 
-    def __init__(self, program: Compiled) -> None:
-        self._computations, self.entry = hlo.parse(program.as_text())
+    def __init__(self, text: str) -> None:
+        self._computations, self.entry = hlo.parse(text)
 
     def inside(self, name: str) -> list[tuple[str, int]]:
         """Return the bodies of a computation's loops, and how often they run."""
@@ -120,14 +119,19 @@ def training(system: str, precision: str, devices: list[Any]) -> tuple[Kernels, 
     """Compile training; return its kernels, and its bytes a device."""
     setup = prepared(system, precision, NUM_ENVS * len(devices))
     program = launch.lower(setup, Mesh(np.array(devices), (AXIS,))).compile(OPTIONS)
-    loops = Loops(program)
+    return counted(program.as_text()), program_bytes(program)
+
+
+def counted(text: str) -> Kernels:
+    """Count the kernels of a compiled training with one rollout an iteration."""
+    loops = Loops(text)
     ((iteration, _),) = loops.inside(loops.entry)
     (rollout,) = [body for body, trips in loops.inside(iteration) if trips == ROLLOUT]
     epochs = loops.inside(iteration)
     ((minibatch, _),) = [inner for body, _ in epochs for inner in loops.inside(body)]
     numbers = (len(loops.kernels(x)) for x in (rollout, minibatch))
     crossing = (loops.crossing(x) for x in (rollout, minibatch))
-    return Kernels(*numbers, loops.whole(iteration), *crossing), program_bytes(program)
+    return Kernels(*numbers, loops.whole(iteration), *crossing)
 
 
 def environment_step(system: str, device: Any) -> int:
@@ -138,7 +142,8 @@ def environment_step(system: str, device: Any) -> int:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         (jax.random.key(0), setup.market, setup.params),
     )
-    loops = Loops(programs.env_only.lower(*arguments, setup.config).compile(OPTIONS))
+    program = programs.env_only.lower(*arguments, setup.config).compile(OPTIONS)
+    loops = Loops(program.as_text())
     (step,) = [body for body, trips in loops.inside(loops.entry) if trips == programs.ENV_STEPS]
     return loops.whole(step)
 
