@@ -56,8 +56,8 @@ def cpu_rows() -> list[Row]:
     """Return what is measured on CPUs: one rollout a window where there are many environments."""
     sizes = {
         64: "--compare --decision",
-        128: "--set episode_length=125 --set num_minibatches=16",
-        512: "--set episode_length=125 --set num_minibatches=64 --compare",
+        128: "--set episode_length=125",
+        512: "--set episode_length=125 --compare",
         4096: "--set episode_length=16 --set rollout_length=16 --set num_minibatches=16",
     }
     rows = []
