@@ -19,6 +19,7 @@ PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 OLDEST_DRIVER = 525  # major version that CUDA 12 needs on Linux; source: JAX's installation guide
 LEAST_FREE = 200 * 2**20  # bytes, for a run with its checkpoints
 
+CGROUP = Path("/sys/fs/cgroup")
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")  # as JAX names them
 _PATIENCE = 20  # seconds for nvidia-smi, which hangs where a driver does
 
@@ -254,7 +255,7 @@ def memory_bytes() -> int:
     """Return the memory of the machine, or of the container where that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        file = Path("/sys/fs/cgroup") / name
+        file = CGROUP / name
         text = file.read_text().strip() if file.is_file() else ""
         limits += [int(text)] if text.isdigit() else []
     return min(limits)

@@ -119,6 +119,11 @@ ENTRY %main (p: (s32[])) -> (s32[]) {
 """
 
 
+def test_the_page_has_the_columns_of_the_counts(run):
+    page = run.README.read_text(encoding="utf-8")
+    assert f"<!-- kernels -->\n{script('kernels').table({}, {})}\n|" in page
+
+
 def test_kernels_are_counted_by_loop(run):
     expected = (2, 3, 1 + 2 * 128 + 3 * (1 + 4 * 3), 0, 2)
     assert script("kernels").counted(COMPILED) == expected

@@ -284,8 +284,8 @@ def gradients(
 ) -> tuple[tuple[Any, Any], loss.Rows]:
     """Return the gradients of actors and critics, and the rows of their losses.
 
-    The losses are means over rows, so the mean of equal micro-batches' gradients is the gradient:
-    what they need at a time fits a processor's cache.
+    The losses are means over rows, so the mean of equal micro-batches' gradients is the gradient;
+    a processor's cache holds what one of them needs.
     """
 
     def of(part: Batch) -> tuple[tuple[Any, Any], loss.Rows]:

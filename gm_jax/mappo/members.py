@@ -7,8 +7,9 @@ once, and validation stays a branch that is mostly not taken.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -98,9 +99,10 @@ def train(
             static.
     """
     arguments = (market, params, hyper, segments)
+    whole = replace(config, micro_rows=sys.maxsize)  # side by side they would fill a cache anyhow
 
     def one(state: TrainState, arguments: Arguments) -> tuple[TrainState, Metrics]:
-        return learner.train(state, iterations, *arguments, config=config)
+        return learner.train(state, iterations, *arguments, config=whole)
 
     structure: Any = jax.tree.structure(arguments)
     each = jax.vmap(one, in_axes=(STATE_AXES, structure.unflatten(axes)), out_axes=(STATE_AXES, 0))

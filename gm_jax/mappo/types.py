@@ -35,7 +35,7 @@ class Config:
     initial_neutral: float  # first probability of neutral actions, all being legal
     huber: bool
     interval: int  # most iterations one call of the program runs
-    micro_rows: int  # most rows of a minibatch that one device takes gradients of at a time
+    micro_rows: int  # most that gradients are taken of at a time, where one device has all
     mesh: Mesh | None = None  # the devices that share the environments; None: one has all
 
     @property

@@ -126,8 +126,8 @@ def fitting_program(setup: Setup, begun: bool = False) -> Compiled:
     while True:
         found, free = _compiled(setup), memory.device()["free"]
         needed, envs = found.bytes_needed if found else math.inf, setup.settings.num_envs
-        much = _mib(needed) if found else "more than the compiler can get"
-        takes = f"memory: {envs:,} environments take {much} of {_mib(free)} that are free"
+        take = f"take {_mib(needed)} of" if found else "cannot be compiled in"
+        takes = f"memory: {envs:,} environments {take} {_mib(free)} that are free"
         fits = needed <= MEMORY_SHARE * free
         if found and (fits or begun):
             fewer = f": fewer than the {asked:,} asked for" if envs < asked else ""

@@ -12,7 +12,6 @@ import jax
 from gm_jax import doctor
 
 
-CGROUP = Path("/sys/fs/cgroup")
 # limit, use and statistics of a container, and what in these last is a cache of files: by version
 CONTAINERS = (
     ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
@@ -71,7 +70,7 @@ def left_in_container() -> list[int]:
     """Return what a container's limit still leaves, what caches hold included; [] without one."""
     left = []
     for limit, used, statistics, caches in CONTAINERS:
-        files = [CGROUP / name for name in (limit, used, statistics)]
+        files = [doctor.CGROUP / name for name in (limit, used, statistics)]
         if not all(file.is_file() for file in files):
             continue
         most, now, lines = (file.read_text().split() for file in files)

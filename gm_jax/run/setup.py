@@ -213,8 +213,13 @@ def static_config(system: System, settings: Settings) -> Config:
         initial_neutral=settings.initial_neutral,
         huber=settings.value_loss == "huber",
         interval=pace.MAX_INTERVAL,
-        micro_rows=MICRO_ROWS if jax.default_backend() == "cpu" else sys.maxsize,
+        micro_rows=MICRO_ROWS if _on_cpu() else sys.maxsize,
     )
+
+
+def _on_cpu() -> bool:
+    device = jax.config.values["jax_default_device"] or jax.devices()[0]
+    return getattr(device, "platform", device) == "cpu"
 
 
 def hyper(settings: Settings, updates_per_iteration: int) -> Hyper:

@@ -141,7 +141,7 @@ def run(sweep: Sweep) -> dict[str, Any]:
 
     Raises:
         NotFiniteError: every seed of every setting broke down.
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or too little memory.
     """
     began = time.monotonic()
     try:

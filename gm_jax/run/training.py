@@ -179,8 +179,8 @@ def keeping(run: _Kept) -> Iterator[None]:
         if not memory.ran_out(error):
             raise
         raise UserError(
-            "The device has too little memory: free some of it, or train anew with fewer "
-            f"environments (--set num_envs=…). {run.kept()}"
+            "The device has too little memory: free some of it and go on, or train anew with fewer "
+            f"environments (num_envs=…). {run.kept()}"
         ) from error
     except (KeyboardInterrupt, LostProcessError):
         say(run.kept())

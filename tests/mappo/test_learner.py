@@ -277,6 +277,21 @@ def test_micro_batches_change_an_update_by_no_more_than_rounding(critic):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), metrics, expected)
 
 
+def test_gradients_of_micro_batches_come_to_those_of_the_minibatch():
+    setup = planted_setup()
+    state, hyper = fresh(setup), setup.hyper
+    _, rollout, _ = collect(state, jax.random.key(1), setup.market, setup.params, setup.config)
+    batch, _ = learner.prepare(state.networks, rollout, hyper, setup.config)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:200], batch)
+    parted = dataclasses.replace(setup.config, micro_rows=60)
+    found, wanted = (
+        learner.gradients(state.networks, batch, jnp.float32(0.01), hyper, config)
+        for config in (parted, setup.config)
+    )
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted[0])) > 1e-3
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, wanted)
+
+
 @pytest.mark.parametrize(
     ("rows", "count"), [(500, 1), (501, 3), (2_000, 4), (16_000, 32), (1_009, 1), (998, 2)]
 )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from gm_jax import cli
+from gm_jax import cli, doctor
 from gm_jax.errors import LostProcessError, UserError
 from gm_jax.mappo import learner
 from gm_jax.run import cluster, launch, memory, training
@@ -118,7 +118,7 @@ def test_what_cannot_be_compiled_for_want_of_memory_does_not_fit(monkeypatch, ca
     monkeypatch.setattr(launch, "compile_program", compiled)
     assert launch.fitting_program(setup_of()).setup.config.num_envs == 4
     assert "fewer than the 16 asked for" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"16 environments take more than.*smaller num_envs"):
+    with pytest.raises(UserError, match=r"16 environments cannot be compiled in .*smaller num_envs"):
         launch.fitting_program(setup_of(), begun=True)
     with pytest.raises(UserError, match="fewer cannot be trained with num_minibatches 400"):
         launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
@@ -141,7 +141,7 @@ def test_what_a_container_has_used_is_not_free(version, tmp_path, monkeypatch):
     held.write_text(
         f"anon 1\n{prefix}inactive_file {15 * 2**20}\n{prefix}active_file {5 * 2**20}\n"
     )
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
     monkeypatch.setattr(memory, "available", lambda: 2**40)
     limit.write_text(f"{100 * 2**20}\n")
     assert memory.left_in_container() == [50 * 2**20]

@@ -194,8 +194,6 @@ def test_blocks_of_zeros_that_a_power_cut_leaves(path):
 WRITER = """
 import sys
 from pathlib import Path
-from gm_jax.run.evaluation import luck
-from gm_jax.run.results import REPORTED
 from gm_jax.run.trials import Trial, record
 
 path, writer = Path(sys.argv[1]), sys.argv[2]
