@@ -12,7 +12,7 @@ from gm_jax.mappo.types import TrainState
 from gm_jax.report.backtest import Ledger
 from gm_jax.report.metrics import session_closes, session_returns, summarise
 from gm_jax.report.significance import session_sharpe
-from gm_jax.run import evaluation, mandate, pictures, trials
+from gm_jax.run import evaluation, mandate, trials
 from gm_jax.run.directory import SCHEMA_VERSION, RunDirectory
 from gm_jax.run.members import forget
 from gm_jax.run.null_test import null_test
@@ -60,6 +60,8 @@ def write_results(
         splits[name]["pbo"] = value
     directory.write(RESULTS, results)
     history = directory.history()
+    from gm_jax.run import pictures  # not before: matplotlib takes a third of a second of a start
+
     pictures.draw(directory, setup, history, splits, ledgers)
     tell(directory, history, results)
     return results
@@ -89,6 +91,8 @@ def analyse(
         test["null_test"] = null_test(directory, setup, networks)
         directory.write(RESULTS, results)
         team = evaluation.team_ledger(setup, networks, setup.split.test)
+        from gm_jax.run import pictures
+
         pictures.draw_returns(directory, team, test["null_test"])
         say(_null_line(test))
 
@@ -209,6 +213,8 @@ def _walk_forward(directory: RunDirectory, setup: Setup) -> dict[str, Any]:
     report |= evaluation.luck(team, tried, name)
     directory.write(path.name, {"asked": asked, "report": report})
     forget(directory, NAME)
+    from gm_jax.run import pictures
+
     pictures.draw_walk_forward(directory, ledgers, borders)
     return report
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from gm_jax import cli
-from gm_jax.run import evaluation, results
+from gm_jax.run import evaluation, pictures
 from tests.conftest import in_haste
 
 
@@ -47,7 +47,7 @@ def train(system: str, out: Path, *source: str, **settings: str) -> Path:
     """Train a team for moments, which exports it."""
     settings = TINY | {"initial_neutral": EVEN[system]} | settings
     with in_haste(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results.pictures, "draw", lambda *_: None)
+        patch.setattr(pictures, "draw", lambda *_: None)
         patch.setattr(evaluation, "contributions", lambda *_: {})
         assert cli.main(["train", system, "--out", str(out), *source, *flags(settings)]) == 0
     return out

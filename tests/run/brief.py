@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gm_jax.run import evaluate, evaluation, results, training, walk_forward
+from gm_jax.run import evaluate, evaluation, pictures, results, training, walk_forward
 
 
 def report_of_the_team_alone(set_attribute: Callable[..., None], drawn: bool = False) -> None:
@@ -20,4 +20,4 @@ def report_of_the_team_alone(set_attribute: Callable[..., None], drawn: bool = F
         set_attribute(module, "fit_oracle", lambda setup: None)
     if not drawn:
         for name in ("draw", "draw_returns"):
-            set_attribute(results.pictures, name, lambda *_: None)
+            set_attribute(pictures, name, lambda *_: None)

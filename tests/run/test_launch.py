@@ -118,7 +118,9 @@ def test_what_cannot_be_compiled_for_want_of_memory_does_not_fit(monkeypatch, ca
     monkeypatch.setattr(launch, "compile_program", compiled)
     assert launch.fitting_program(setup_of()).setup.config.num_envs == 4
     assert "fewer than the 16 asked for" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"16 environments cannot be compiled in .*smaller num_envs"):
+    with pytest.raises(
+        UserError, match=r"16 environments cannot be compiled in .*smaller num_envs"
+    ):
         launch.fitting_program(setup_of(), begun=True)
     with pytest.raises(UserError, match="fewer cannot be trained with num_minibatches 400"):
         launch.fitting_program(setup_of(num_minibatches=400, rollout_length=25))
