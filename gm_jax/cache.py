@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+
+keep_executables = False  # also what takes no tracing to find, see `run.executables`
 
 
 # JAX keeps by default only what took a second to compile; a run has dozens of smaller programs
@@ -40,3 +46,26 @@ def directory() -> Path:
     """Return where compiled programs are kept by default."""
     base = os.environ.get("XDG_CACHE_HOME")
     return Path(base) / "gm_jax" if base else Path.home() / ".cache" / "gm_jax"
+
+
+@contextmanager
+def options(**values: Any) -> Iterator[None]:
+    """Let JAX's cache have other options inside, in every thread.
+
+    Args:
+        values: by their names in `jax.config`.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def use(chosen: dict[str, Any]) -> None:
+        for name, value in chosen.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX decides once whether, and where, it has one
+
+    before = {name: jax.config.values[name] for name in values}
+    try:
+        use(values)
+        yield
+    finally:
+        use(before)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 
+from gm_jax import cache
 from gm_jax.batch_trials import program_bytes
 from gm_jax.bench import hlo
 from gm_jax.env import core
@@ -27,7 +27,6 @@ from gm_jax.settings import Settings
 
 
 ENV_STEPS = 1_000  # of every environment in one environment-only launch
-CACHE = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")  # the user may have it off
 
 
 class Training(NamedTuple):
@@ -43,18 +42,17 @@ class Training(NamedTuple):
 def compile_training(setup: Setup) -> Training:
     """Compile the training program cold, then again from the cache it left behind."""
     compiled, seconds = [], []
-    before = {name: jax.config.values[name] for name in CACHE}
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            _use_cache(dict(zip(CACHE, (cache, True), strict=True)))
-            for _ in range(2):
-                jax.clear_caches()
-                began = time.perf_counter()
-                lowered = launch.lower(setup)
-                compiled.append(lowered.compile())
-                seconds.append(time.perf_counter() - began)
-        finally:
-            _use_cache(before)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        # the user may have none
+        cache.options(jax_compilation_cache_dir=folder, jax_enable_compilation_cache=True),
+    ):
+        for _ in range(2):
+            jax.clear_caches()
+            began = time.perf_counter()
+            lowered = launch.lower(setup)
+            compiled.append(lowered.compile())
+            seconds.append(time.perf_counter() - began)
     first = compiled[0]
     return Training(
         iterate=lambda state: first(state, jnp.int32(1), *launch.arguments_of(setup))[0],
@@ -77,12 +75,6 @@ def memory_by_num_envs(setup: Setup) -> dict[str, int]:
             lowered = launch.lower(dataclasses.replace(setup, config=other))
             found[str(num_envs)] = program_bytes(lowered.compile())
     return found
-
-
-def _use_cache(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @partial(jax.jit, static_argnames="config")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from gm_jax.env.team import Team
@@ -77,16 +77,15 @@ def build_market(
     """
     measured = measure(bars, settings, team)
     everything = np.tile([-1.0, 1.0], (len(bars), 1))
-    fitted = fit(measured, bars, team, train, episode_length)
-    return Market(
-        bars=jnp.asarray(measured.table, dtype=jnp.int32),
-        features=jnp.asarray(measured.features, dtype=jnp.float32),
-        impact=jnp.asarray(measured.impact, dtype=jnp.float32),
-        atr=jnp.asarray(measured.atr, dtype=jnp.float32),
-        signals=jnp.asarray(measured.signals, dtype=jnp.float32),
-        mandate=jnp.asarray(everything if mandate is None else mandate, dtype=jnp.float32),
-        **fitted,
-    )
+    host = {
+        "bars": measured.table.astype(np.int32),
+        "features": measured.features.astype(np.float32),
+        "impact": measured.impact.astype(np.float32),
+        "atr": measured.atr.astype(np.float32),
+        "signals": measured.signals.astype(np.float32),
+        "mandate": (everything if mandate is None else mandate).astype(np.float32),
+    }
+    return Market(**_on_device(host), **fit(measured, bars, team, train, episode_length))
 
 
 def measure(bars: Bars, settings: Settings, team: Team) -> Measured:
@@ -119,10 +118,18 @@ def fit(
     values = measured.features[first:end]
     scale = values.std(axis=0)
     starts = np.flatnonzero(clean_runs(bars, train) >= episode_length)
-    return {
-        "starts": jnp.asarray(np.resize(starts, len(bars)), dtype=jnp.int32),
-        "num_starts": jnp.asarray(len(starts), dtype=jnp.int32),
-        "mean": jnp.asarray(values.mean(axis=0), dtype=jnp.float32),
-        "scale": jnp.asarray(np.where(scale > 0, scale, 1), dtype=jnp.float32),
-        "law": team.fit_law(measured.signals, train, bars.minutes),
+    host = {
+        "starts": np.resize(starts, len(bars)).astype(np.int32),
+        "num_starts": np.int32(len(starts)),
+        "mean": values.mean(axis=0).astype(np.float32),
+        "scale": np.where(scale > 0, scale, 1).astype(np.float32),
     }
+    return _on_device(host) | {"law": team.fit_law(measured.signals, train, bars.minutes)}
+
+
+def _on_device(host: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays of their final types on the device.
+
+    `jnp.asarray(x, dtype)` converts by a program that is compiled for every shape.
+    """
+    return jax.device_put(host)

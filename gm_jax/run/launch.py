@@ -20,7 +20,7 @@ from gm_jax.errors import NotFiniteError, UserError
 from gm_jax.mappo import learner
 from gm_jax.mappo.sharding import AXIS, everywhere, from_host, places, to_host
 from gm_jax.mappo.types import Config, Metrics, TrainState
-from gm_jax.run import cluster, memory
+from gm_jax.run import cluster, executables, memory
 from gm_jax.run.directory import to_json
 from gm_jax.run.progress import say
 from gm_jax.run.record import model_config, rebuild
@@ -95,7 +95,8 @@ def _rebuilt(config: dict[str, Any]) -> Setup:
 def compile_program(setup: Setup) -> Compiled:
     """Compile the training of a setup, for all devices that can share its environments."""
     began, mesh = time.monotonic(), mesh_of(setup.config)
-    program = lower(setup, mesh).compile()
+    config = replace(setup.config, mesh=mesh)
+    program = executables.compiled(config, arguments_of(setup), partial(lower, setup, mesh))
     return Compiled(setup, mesh, program, time.monotonic() - began)
 
 
