@@ -33,19 +33,18 @@ def seconds_to_first_iteration(flags: list[str], run: Path, cache: Path) -> floa
     command = [sys.executable, "-m", "gm_jax", "train", *flags, f"--out={run}"]
     variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     ready, began = run / "model_config.json", time.monotonic()
-    process = subprocess.Popen(
-        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    log = run.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
     try:
         while not ready.exists():
             if process.poll() is not None or time.monotonic() - began > LIMIT_SECONDS:
-                process.kill()
-                raise SystemExit(f"no first iteration:\n{process.communicate()[0]}")
+                raise SystemExit(f"no first iteration:\n{log.read_text()}")
             time.sleep(POLL_SECONDS)
         return time.monotonic() - began
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> NoReturn:
-    """Run `main` as a program."""
+    """Run `main` as a program: the process is its own, and runs no code but the package's."""
     gc.set_threshold(GARBAGE)
     cache.keep_executables = True
     status = main()

@@ -66,7 +66,7 @@ def examine(
     return {
         "versions": {"python": platform.python_version(), **versions},
         "system": platform.platform(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": cpu_count(),
         "memory_bytes": memory_bytes(),
         "devices": devices,
         "jax_platform": devices[0]["platform"] if devices else None,
@@ -244,7 +244,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _cpu_count() -> int:
+def cpu_count() -> int:
     """Return the cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

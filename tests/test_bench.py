@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gm_jax import cli
+from gm_jax import cli, doctor
 from gm_jax.bench import flops, hlo, latency, measure, peer, programs
 from gm_jax.errors import UserError
 from gm_jax.mappo import learner
@@ -127,7 +127,7 @@ def test_parts_take_turns():
 @pytest.fixture
 def one_core(monkeypatch):
     """Keep the loop's threads from waiting for each other."""
-    monkeypatch.setattr(peer, "cores", lambda: 1)
+    monkeypatch.setattr(doctor, "cpu_count", lambda: 1)
 
 
 def bench(capsys, *flags):

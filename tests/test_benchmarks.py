@@ -76,6 +76,12 @@ def test_cells_are_those_of_the_headings(run):
     assert run.cells(None) == ["not measured", *[""] * (len(run.HEADINGS) - 1)]
 
 
+def test_a_start_that_does_not_come_off_says_why(tmp_path):
+    start = script("start")
+    with pytest.raises(SystemExit, match=r"(?s)no first iteration:.*nosuch"):
+        start.seconds_to_first_iteration(["nosuch"], tmp_path / "run", tmp_path / "compiled")
+
+
 @pytest.mark.slow
 def test_the_page_shows_the_estimate(run):
     roofline = script("roofline")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 
 import gm_jax
+from gm_jax import doctor
 from gm_jax.errors import UserError
 from gm_jax.run.setup import Setup
 
@@ -97,13 +97,6 @@ def sizes(setup: Setup) -> dict[str, Any]:
         "features": len(settings.features),
         "actions": len(setup.system.actions),
         "start_equity_usd": settings.start_equity_usd,
-        "threads": cores(),
+        "threads": doctor.cpu_count(),
         "gpu": jax.default_backend() == "gpu",
     }
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -77,6 +77,7 @@ def build_market(
     """
     measured = measure(bars, settings, team)
     everything = np.tile([-1.0, 1.0], (len(bars), 1))
+    # in their types already: `jnp.asarray(x, dtype)` compiles a conversion for every shape
     host = {
         "bars": measured.table.astype(np.int32),
         "features": measured.features.astype(np.float32),
@@ -85,7 +86,7 @@ def build_market(
         "signals": measured.signals.astype(np.float32),
         "mandate": (everything if mandate is None else mandate).astype(np.float32),
     }
-    return Market(**_on_device(host), **fit(measured, bars, team, train, episode_length))
+    return Market(**jax.device_put(host), **fit(measured, bars, team, train, episode_length))
 
 
 def measure(bars: Bars, settings: Settings, team: Team) -> Measured:
@@ -124,12 +125,4 @@ def fit(
         "mean": values.mean(axis=0).astype(np.float32),
         "scale": np.where(scale > 0, scale, 1).astype(np.float32),
     }
-    return _on_device(host) | {"law": team.fit_law(measured.signals, train, bars.minutes)}
-
-
-def _on_device(host: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays of their final types on the device.
-
-    `jnp.asarray(x, dtype)` converts by a program that is compiled for every shape.
-    """
-    return jax.device_put(host)
+    return jax.device_put(host) | {"law": team.fit_law(measured.signals, train, bars.minutes)}

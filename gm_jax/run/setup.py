@@ -226,9 +226,8 @@ def hyper(settings: Settings, updates_per_iteration: int) -> Hyper:
     """Return what the program traces."""
     own = {"num_updates", "validate_every"}
     numbers = {f.name: getattr(settings, f.name) for f in fields(Hyper) if f.name not in own}
-    host = {
-        **{k: np.float32(v) for k, v in numbers.items()},
-        "num_updates": np.float32(settings.num_episodes * updates_per_iteration),
-        "validate_every": np.int32(settings.validate_every),
-    }
-    return Hyper(**jax.device_put(host))
+    return Hyper(
+        **{k: jnp.float32(v) for k, v in numbers.items()},
+        num_updates=jnp.float32(settings.num_episodes * updates_per_iteration),
+        validate_every=jnp.int32(settings.validate_every),
+    )

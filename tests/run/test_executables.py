@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from gm_jax import cache
+from gm_jax import cache, doctor
 from gm_jax.mappo import learner
 from gm_jax.run import executables, launch
 from gm_jax.run.setup import prepare
@@ -38,16 +40,26 @@ def setup():
 
 
 @pytest.fixture
-def folder(quick_compiler, tmp_path, monkeypatch):
-    """Keep programs, as `gm-jax` does, in a folder that is yet to be made."""
-    monkeypatch.setattr(cache, "keep_executables", True)
+def jax_cache(quick_compiler, tmp_path):
+    """Give JAX's cache a folder that is yet to be made."""
     path = tmp_path / "made" / "later"
     with cache.options(jax_compilation_cache_dir=str(path), jax_enable_compilation_cache=True):
         yield path
 
 
+@pytest.fixture
+def folder(jax_cache, monkeypatch):
+    """Keep programs in it, as `gm-jax` does."""
+    monkeypatch.setattr(cache, "keep_executables", True)
+    return jax_cache
+
+
 def kept(folder):
     return sorted(folder.glob("gm_jax-*"))
+
+
+def add_one():
+    return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
 
 
 def trained(setup):
@@ -76,29 +88,43 @@ def test_another_program_is_not_taken_for_it(setup, monkeypatch):
 
     first = key(setup)
     assert key(replace(setup)) == first
-    longer = setup.market.replace(bars=setup.market.bars[:-1])
-    assert key(replace(setup, market=longer)) != first
+    for bars in (setup.market.bars[:-1], setup.market.bars.astype("float32")):
+        assert key(replace(setup, market=setup.market.replace(bars=bars))) != first
     for changes in ({"precision": "bfloat16"}, {"num_epochs": 2}, {"interval": 3}):
         assert key(replace(setup, config=replace(setup.config, **changes))) != first
     hyper = setup.hyper.replace(gamma=setup.hyper.gamma * 0.5)
     assert key(replace(setup, hyper=hyper)) == first  # values are traced
-    with monkeypatch.context() as patch:
-        patch.setattr(executables, "SOURCES", "others")
-        assert key(setup) != first
-    with monkeypatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-        assert key(setup) != first
+    for owner, name, other in (
+        (executables, "SOURCES", "others"),
+        (executables, "version", lambda _: "0.0.0"),
+        (executables, "_processor", lambda: "model name: another"),
+        (doctor, "cpu_count", lambda: 64),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, other)
+            assert key(setup) != first, name
+    for name, value in (("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"), ("NPROC", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert key(setup) != first, name
     with jax.default_matmul_precision("float32"):
         assert key(setup) != first
 
 
-@pytest.mark.parametrize("damage", [lambda x: x[: len(x) // 2], lambda _: b"", lambda _: b"x\x9c"])
-def test_a_damaged_program_is_said_and_compiled_anew(damage, setup, folder, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda x: x[: len(x) // 2], lambda _: b"", lambda _: b"x\x9c"),
+        lambda _: zlib.compress(pickle.dumps("another thing")),
+        lambda _: zlib.compress(pickle.dumps((b"no program", None, None))),
+    ],
+)
+def test_a_damaged_program_is_said_and_compiled_anew(damage, setup, folder, capsys):
     compiled = []
 
     def lower():
         compiled.append(1)
-        return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((3,), np.float32))
+        return add_one()
 
     def found():
         return executables.compiled(setup.config, setup.market, lower)
@@ -114,14 +140,25 @@ def test_a_damaged_program_is_said_and_compiled_anew(damage, setup, folder, caps
     assert kept(folder) == [path]
 
 
-def test_what_cannot_be_kept_is_said(setup, folder, capsys):
-    folder.parent.parent.mkdir(exist_ok=True)
+def no_folder(folder, monkeypatch):
     folder.parent.write_text("a file where a folder is to be")
-    found = executables.compiled(
-        setup.config, setup.market, jax.jit(lambda x: x + 1).trace(np.float32(1)).lower
-    )
-    assert found(np.float32(1)) == 2
-    assert "cannot be kept" in capsys.readouterr().err
+
+
+def no_serialiser(folder, monkeypatch):
+    def refuse(program):
+        raise ValueError("Compilation does not support serialization")
+
+    monkeypatch.setattr(executables.serialize_executable, "serialize", refuse)
+
+
+@pytest.mark.parametrize("obstacle", [no_folder, no_serialiser])
+def test_what_cannot_be_kept_is_said_once_and_runs(obstacle, setup, folder, capsys, monkeypatch):
+    obstacle(folder, monkeypatch)
+    found = executables.compiled(setup.config, setup.market, add_one)
+    assert found(np.ones(3, np.float32)).tolist() == [2, 2, 2]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot be kept in {folder}" in line
+    assert not kept(folder)
 
 
 @pytest.mark.parametrize(
@@ -139,15 +176,26 @@ def test_nothing_is_kept_where_jax_keeps_nothing_or_elsewhere(setup, folder, opt
         assert executables._folder(device) is None
 
 
-def test_in_python_nothing_is_kept(setup, folder, monkeypatch):
-    """Where other code runs, a changed reward would not be seen."""
-    monkeypatch.setattr(cache, "keep_executables", False)
-    launch.compile_program(setup)
+def test_flags_in_a_file_are_not_known_by_its_name(setup, folder, monkeypatch):
+    (device,) = setup.market.bars.devices()
+    monkeypatch.setenv("XLA_FLAGS", "flags.txt")
+    assert executables._folder(device) is None
+
+
+def test_of_several_devices_nothing_is_kept(setup, folder):
+    config = replace(setup.config, mesh=jax.sharding.Mesh(jax.devices(), ("devices",)))
+    executables.compiled(config, setup.market, add_one)
     assert not kept(folder)
 
 
+def test_in_python_nothing_is_kept(setup, jax_cache):
+    """Where other code runs, a changed reward would not be seen."""
+    executables.compiled(setup.config, setup.market, add_one)
+    assert not kept(jax_cache)
+
+
 def test_the_command_loads_what_it_kept(tmp_path):
-    """Whatever else the folder holds, of both caches."""
+    """From the folder where JAX keeps its own too."""
     found = []
     sets = [f"--set={key}={list(v) if isinstance(v, tuple) else v}" for key, v in TINY.items()]
     arguments = ["train", "tactical", *sets, "--market=planted"]
