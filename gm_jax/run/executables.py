@@ -83,7 +83,7 @@ def _folder(device: jax.Device) -> Path | None:
         and _processor()
         and jax.process_count() == 1
         # the name of a file with flags would not tell what they are
-        and os.environ.get("XLA_FLAGS", "-").lstrip().startswith("-")
+        and (os.environ.get("XLA_FLAGS", "").strip() or "-").startswith("-")
     )
     # a bucket's address is for JAX alone
     return Path(folder) if kept and folder and "://" not in folder else None
@@ -128,10 +128,7 @@ def _load(path: Path, device: jax.Device) -> jax.stages.Compiled | None:
         return None
     # unpickling and XLA raise what they like
     except Exception as error:
-        say(
-            f"warning: {path} cannot be loaded, the program is compiled anew: {error}; "
-            "if it comes again, delete the file"
-        )
+        say(f"warning: {path} cannot be loaded, the program is compiled anew: {error}")
         return None
 
 

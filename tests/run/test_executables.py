@@ -18,7 +18,7 @@ from gm_jax.mappo import learner
 from gm_jax.run import executables, launch
 from gm_jax.run.setup import prepare
 from gm_jax.run.source import Source, load
-from gm_jax.systems import TACTICAL
+from gm_jax.systems import STRATEGIC, TACTICAL
 
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,12 @@ def test_another_program_is_not_taken_for_it(setup, monkeypatch):
     assert key(replace(setup)) == first
     for bars in (setup.market.bars[:-1], setup.market.bars.astype("float32")):
         assert key(replace(setup, market=setup.market.replace(bars=bars))) != first
-    for changes in ({"precision": "bfloat16"}, {"num_epochs": 2}, {"interval": 3}):
+    for changes in (
+        {"precision": "bfloat16"},
+        {"num_epochs": 2},
+        {"interval": 3},
+        {"system": STRATEGIC},
+    ):
         assert key(replace(setup, config=replace(setup.config, **changes))) != first
     hyper = setup.hyper.replace(gamma=setup.hyper.gamma * 0.5)
     assert key(replace(setup, hyper=hyper)) == first  # values are traced
@@ -99,11 +104,12 @@ def test_another_program_is_not_taken_for_it(setup, monkeypatch):
         (executables, "version", lambda _: "0.0.0"),
         (executables, "_processor", lambda: "model name: another"),
         (doctor, "cpu_count", lambda: 64),
+        (sys, "version", "another"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, other)
             assert key(setup) != first, name
-    for name, value in (("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"), ("NPROC", "1")):
+    for name, value in (("XLA_FLAGS", "--a=b"), ("NPROC", "1"), ("PJRT_NPROC", "1")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert key(setup) != first, name
@@ -178,8 +184,9 @@ def test_nothing_is_kept_where_jax_keeps_nothing_or_elsewhere(setup, folder, opt
 
 def test_flags_in_a_file_are_not_known_by_its_name(setup, folder, monkeypatch):
     (device,) = setup.market.bars.devices()
-    monkeypatch.setenv("XLA_FLAGS", "flags.txt")
-    assert executables._folder(device) is None
+    for flags, found in (("flags.txt", None), ("", folder), (" ", folder), (" --a=b", folder)):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        assert executables._folder(device) == found, flags
 
 
 def test_of_several_devices_nothing_is_kept(setup, folder):
